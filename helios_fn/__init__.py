@@ -1,0 +1,1 @@
+"""helios_fn: exact, functional training for PyTorch."""

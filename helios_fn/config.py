@@ -1,0 +1,187 @@
+"""The configuration of a run: frozen, validated once, and plain enough to be stored in a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from .types import Json, ReductionName, UnitName
+
+NonFinite: TypeAlias = Literal["raise", "skip", "stop", "rollback"]
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Every:
+    """A cadence: every ``n`` iterations or epochs, whatever the unit of the run."""
+
+    n: int
+    unit: UnitName
+
+    def __post_init__(self) -> None:
+        _check_count("Every.n", self.n)
+        _check_choice("Every.unit", self.unit, UnitName)
+
+
+Cadence: TypeAlias = int | Every | None
+"""How often something happens: a number of the run's units, an `Every`, or ``None`` for never."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EarlyStop:
+    """Stop when a validation metric has not improved for ``cycles`` validation cycles in a row.
+
+    Attributes:
+        monitor: the name of the metric that ``validate`` returns.
+        cycles: how many cycles without improvement end the run.
+        mode: whether smaller (``"min"``) or larger (``"max"``) is better.
+        min_delta: how much better counts as an improvement; not negative.
+        improved: ``improved(best, new) -> bool`` replaces the comparison; ``mode`` still decides the
+            first ``best`` (plus or minus infinity).
+    """
+
+    monitor: str
+    cycles: int
+    mode: Literal["min", "max"] = "min"
+    min_delta: float = 0.0
+    improved: Callable[[float, float], bool] | None = None
+
+    def __post_init__(self) -> None:
+        _check_count("EarlyStop.cycles", self.cycles)
+        _check_choice("EarlyStop.mode", self.mode, Literal["min", "max"])
+        if not self.min_delta >= 0:
+            raise ValueError(f"EarlyStop.min_delta must not be negative, got {self.min_delta!r}")
+
+    @property
+    def worst(self) -> float:
+        """The value that anything improves on."""
+        return math.inf if self.mode == "min" else -math.inf
+
+    def is_improvement(self, best: float, new: float) -> bool:
+        """Whether ``new`` is better than ``best``. NaN never is."""
+        if self.improved is not None:
+            return bool(self.improved(best, new))
+        return new < best - self.min_delta if self.mode == "min" else new > best + self.min_delta
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunConfig:
+    """What a run does, and when.
+
+    Attributes:
+        unit: what ``total`` and plain cadences count: ``"iteration"`` or ``"epoch"``.
+        total: how long to train, in units; ``math.inf`` for a run that some condition ends.
+        accumulation_steps: micro-batches per process and iteration (iteration unit only).
+        micro_batches: micro-batches per iteration over all processes; fixes the mathematics of the run
+            whatever the number of processes. Default: ``accumulation_steps * world size``, or the
+            world size in the epoch unit.
+        reduction: the order in which an iteration's gradients are summed: ``"tree"`` (one fixed binary
+            tree, the same bits for any number of processes) or ``"fold"`` (one after another).
+        log_every: when a row of metrics is logged; default every 10 iterations.
+        validate_every: when ``validate`` is called.
+        checkpoint_every: when the state is saved; needs ``root``. A run with a root also saves its
+            first and its last state.
+        early_stop: end the run when validation no longer improves.
+        root: the folder of the run; ``None`` keeps everything in memory.
+        name: names the checkpoints and logs: letters, digits, ``_``, ``.`` and ``-``.
+        resume: ``"auto"`` continues from the newest valid checkpoint or starts fresh; ``"last"`` and
+            ``"best"`` insist that there is one; a path names one; ``None`` insists on a fresh start.
+        non_finite: what to do when the loss or a gradient is NaN or infinite: ``"raise"``, ``"skip"``
+            the update, ``"stop"``, or ``"rollback"`` to the last checkpoint and pass over the iteration.
+        check_finite_every: how often (in iterations) non-finite values are looked for when nothing
+            else (a save, the end) asks.
+        purity_checks: how many first iterations of each process are checked in full for purity.
+        progress: show progress on the console.
+        device: where batches are moved before they reach the step; ``None`` leaves them.
+    """
+
+    unit: UnitName
+    total: float
+    accumulation_steps: int = 1
+    micro_batches: int | None = None
+    reduction: ReductionName = "tree"
+    log_every: Cadence = dataclasses.field(default_factory=lambda: Every(10, "iteration"))
+    validate_every: Cadence = None
+    checkpoint_every: Cadence = None
+    early_stop: EarlyStop | None = None
+    root: str | Path | None = None
+    name: str = "run"
+    resume: str | Path | None = "auto"
+    non_finite: NonFinite = "raise"
+    check_finite_every: int = 50
+    purity_checks: int = 2
+    progress: bool = True
+    device: Any = None
+
+    def __post_init__(self) -> None:
+        _check_choice("unit", self.unit, UnitName)
+        _check_choice("reduction", self.reduction, ReductionName)
+        _check_choice("non_finite", self.non_finite, NonFinite)
+        if self.total != math.inf:
+            _check_count("total", self.total, " (or math.inf, with a stop condition)")
+        _check_count("accumulation_steps", self.accumulation_steps)
+        _check_count("check_finite_every", self.check_finite_every)
+        if self.micro_batches is not None:
+            _check_count("micro_batches", self.micro_batches)
+        for field in ("log_every", "validate_every", "checkpoint_every"):
+            _check_cadence(field, getattr(self, field))
+        if type(self.purity_checks) is not int or self.purity_checks < 0:
+            raise ValueError(f"purity_checks must be an integer of at least 0, got {self.purity_checks!r}")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.unit == "epoch" and self.accumulation_steps > 1:
+            raise ValueError(
+                f"accumulation_steps={self.accumulation_steps} needs unit='iteration'. In the epoch unit the "
+                f"optimiser decides when to update: wrap it as hf.optim.every({self.accumulation_steps}, optimizer)"
+            )
+        if self.micro_batches is not None and self.accumulation_steps > 1:
+            raise ValueError("give accumulation_steps or micro_batches, not both: micro_batches counts all processes")
+        if not isinstance(self.name, str) or not NAME_PATTERN.fullmatch(self.name):
+            raise ValueError(
+                f"name={self.name!r} cannot name files: use 1 to 64 letters, digits, '_', '.' and '-', "
+                "starting with a letter or digit"
+            )
+        if self.root is None and self.checkpoint_every is not None:
+            raise ValueError("checkpoint_every needs a folder to save into: set root")
+        if self.non_finite == "rollback" and self.root is None:
+            raise ValueError("non_finite='rollback' needs checkpoints to go back to: set root")
+        if self.early_stop is not None and self.validate_every is None:
+            raise ValueError("early_stop looks at validation metrics: set validate_every")
+
+    def cadence(self, field: Literal["log_every", "validate_every", "checkpoint_every"]) -> Every | None:
+        """A cadence with its unit spelled out."""
+        value: Cadence = getattr(self, field)
+        return Every(value, self.unit) if isinstance(value, int) else value
+
+    def describe(self) -> dict[str, Json]:
+        """The configuration as plain JSON values, for the manifest of a checkpoint."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def _plain(value: Any) -> Json:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return getattr(value, "__qualname__", None) or str(value)
+
+
+def _check_count(name: str, value: Any, remark: str = "") -> None:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1{remark}, got {value!r}")
+
+
+def _check_cadence(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, Every):
+        _check_count(name, value, ", an hf.Every, or None")
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -1,0 +1,53 @@
+"""The errors that somebody may want to catch. All others are ValueError or TypeError."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class PurityError(RuntimeError):
+    """A step wrote to its input, drew from a global generator, or changed the state's structure."""
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or a gradient was NaN or infinite and the policy is to raise."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, or cannot be written."""
+
+
+class ResumeRefused(CheckpointError):
+    """A checkpoint is sound but belongs to another run: going on would not give the same bits."""
+
+
+class RootLocked(CheckpointError):
+    """Another process is using the same run folder."""
+
+
+class RunFailed(RuntimeError):
+    """Training stopped by an exception, which is this one's ``__cause__``.
+
+    Attributes:
+        state: the last complete state.
+        iteration: completed iterations at that state; the failure happened in the next one.
+        batch: shapes and dtypes of the batch that was being processed, in one line.
+        checkpoint: where ``state`` was saved, or ``None`` when there is no root or saving it was
+            not possible.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        state: Any = None,
+        iteration: int = 0,
+        batch: str = "",
+        checkpoint: Path | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.state = state
+        self.iteration = iteration
+        self.batch = batch
+        self.checkpoint = checkpoint

@@ -1,0 +1,110 @@
+"""The training state: one immutable pytree that holds everything that can influence the future."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from . import random, tree
+from .types import Counters, Cursor, Key, MicroBatches, Tree, Validation
+
+DEFAULT_SEED = 6691
+
+
+@tree.register
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainState:
+    """Everything that can influence the future of a training run.
+
+    Leaves are tensors or Python scalars; apart from ``metrics`` and ``validation.metrics``, structure,
+    shapes and dtypes never change during a run.
+
+    Attributes:
+        params: trainable tensors, usually a dict by name.
+        buffers: the other tensors of the module (running statistics, frozen weights), or ``None``.
+        opt_state: the optimiser's memory.
+        key: the constant root key, int64 of shape (2,); use `step_key` and `micro_keys`.
+        cursor: the next micro-batch to consume.
+        counters: completed iterations and consumed micro-batches.
+        validation: what validation has found so far.
+        metrics: 0-d tensors that the last step wrote for the log; output only.
+        averages: averaged parameters, or ``None``.
+        first_bad: int64 0-d, the first iteration whose loss or gradients were not finite, or -1.
+        extra: whatever else the user's step wants to remember.
+    """
+
+    params: Tree
+    buffers: Tree
+    opt_state: Tree
+    key: Key
+    cursor: Cursor
+    counters: Counters
+    validation: Validation
+    metrics: dict[str, torch.Tensor]
+    averages: Tree
+    first_bad: torch.Tensor
+    extra: Tree
+
+    def replace(self, **changes: Any) -> TrainState:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def init_state(
+    params: Tree,
+    optimizer: Any = None,
+    *,
+    buffers: Tree = None,
+    seed: int = DEFAULT_SEED,
+    opt_state: Tree = None,
+    average: Any = None,
+    extra: Tree = None,
+) -> TrainState:
+    """The state before the first iteration.
+
+    Args:
+        params: trainable tensors, any pytree.
+        optimizer: gives ``opt_state`` by its ``init(params)``; or hand over ``opt_state`` itself, for
+            steps with several optimisers.
+        buffers: the other tensors of the module.
+        seed: every random draw of the run is derived from it.
+        average: gives ``averages`` by its ``init(params)``, such as `helios_fn.ema`.
+        extra: the user's own state.
+
+    Raises:
+        ValueError: both an optimiser and an ``opt_state`` are given.
+        TypeError: ``params`` holds no tensor.
+    """
+    if optimizer is not None and opt_state is not None:
+        raise ValueError("give optimizer or opt_state, not both: optimizer.init(params) would overwrite opt_state")
+    if not any(isinstance(leaf, torch.Tensor) for leaf in tree.leaves(params)):
+        raise TypeError(f"params holds no tensor: got {tree.describe(params)}. Hand over what hf.functional returned")
+    return TrainState(
+        params=params,
+        buffers=buffers,
+        opt_state=opt_state if optimizer is None else optimizer.init(params),
+        key=random.key(seed),
+        cursor=Cursor(),
+        counters=Counters(),
+        validation=Validation(metrics={}),
+        metrics={},
+        averages=None if average is None else average.init(params),
+        first_bad=torch.tensor(-1, dtype=torch.int64),
+        extra=extra,
+    )
+
+
+def step_key(state: Any, name: str) -> Key:
+    """The key of this iteration for one named purpose: a function of the seed, the name and the position."""
+    return random.fold_in(state.key, name, state.counters.micro_step)
+
+
+def micro_keys(state: Any, batch: Any) -> list[Key]:
+    """One key for each micro-batch that this process holds, the same whichever process holds it."""
+    first = state.counters.micro_step
+    if isinstance(batch, MicroBatches):
+        first += batch.start
+        return [random.fold_in(state.key, "micro", first + index) for index in range(len(batch.items))]
+    return [random.fold_in(state.key, "micro", first)]

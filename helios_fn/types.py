@@ -1,0 +1,212 @@
+"""The vocabulary: small immutable values and the protocols that modules meet by."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import torch
+
+Tree: TypeAlias = Any
+"""Any pytree: nested dicts, lists, tuples, NamedTuples and registered dataclasses of leaves."""
+
+Key: TypeAlias = torch.Tensor
+"""A random key: an int64 CPU tensor of shape (2,), see `helios_fn.random`."""
+
+Scalar: TypeAlias = bool | int | float
+Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+UnitName: TypeAlias = Literal["iteration", "epoch"]
+ReductionName: TypeAlias = Literal["tree", "fold"]
+
+
+class Cursor(NamedTuple):
+    """The next micro-batch to consume.
+
+    Always normalised: after the last batch of epoch e it reads ``(e + 1, 0)``, so ``epoch`` is the
+    number of completed epochs. ``position`` is a stream's own position and ``None`` for map-style data.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    batch: int = 0
+    position: Any = None
+
+
+class Counters(NamedTuple):
+    """What has been done: completed calls of ``step``, and micro-batches consumed by the whole job."""
+
+    iteration: int = 0
+    micro_step: int = 0
+
+
+class Validation(NamedTuple):
+    """What validation has found so far; written by the driver alone."""
+
+    metrics: dict[str, torch.Tensor]
+    cycles: int = 0
+    best: float = float("inf")
+    bad_cycles: int = 0
+
+
+class MicroBatches(NamedTuple):
+    """What a step receives when an iteration is made of more than one micro-batch.
+
+    ``items`` are the micro-batches of this process, ``start`` the index of the first of them within
+    the iteration, ``count`` the number that the whole job consumes in this iteration, and
+    ``reduction`` the order in which their gradients are summed.
+    """
+
+    items: tuple[Any, ...]
+    start: int
+    count: int
+    reduction: ReductionName = "tree"
+
+
+class Aux(NamedTuple):
+    """What a ``loss_fn`` returns beside its loss.
+
+    ``buffers`` are the new module buffers (``None``: unchanged), ``weight`` the number of samples or
+    tokens that the loss is a mean over, ``metrics`` a flat mapping of names to scalars, each a mean
+    over the same weight.
+    """
+
+    buffers: Any = None
+    weight: Any = 1
+    metrics: Mapping[str, Any] | None = None
+
+
+class Share(NamedTuple):
+    """The part of every iteration that one process handles: ``rank`` of ``world`` equal processes."""
+
+    unit: UnitName = "iteration"
+    micro_batches: int = 1
+    rank: int = 0
+    world: int = 1
+
+
+class Delivery(NamedTuple):
+    """One iteration's data for one process: its micro-batches, and the cursor after the iteration."""
+
+    items: tuple[Any, ...]
+    start: int
+    count: int
+    cursor: Cursor
+
+
+class Feed(Protocol):
+    """An open reader: deliveries in order. Closing it keeps the workers of its source alive."""
+
+    def __iter__(self) -> Iterator[Delivery]: ...
+    def __next__(self) -> Delivery: ...
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where batches come from: a pure function of (key, cursor), opened at any position.
+
+    ``batches_per_epoch`` is ``None`` for a stream. ``describe`` returns the facts that decide the
+    bytes of the batches (dataset length, batch size, order, ...); they are stored in each checkpoint
+    and a resume with other values is refused.
+    """
+
+    @property
+    def batches_per_epoch(self) -> int | None: ...
+    def open(self, cursor: Cursor, *, key: Key, share: Share) -> Feed: ...
+    def describe(self) -> dict[str, Json]: ...
+    def close(self) -> None: ...
+
+
+class Row(NamedTuple):
+    """One line of a log: the metrics of one iteration. ``time`` (seconds since the epoch) is an
+    observation and the only field that differs between two equal runs."""
+
+    kind: Literal["train", "validation"]
+    iteration: int
+    micro_step: int
+    epoch: int
+    metrics: Mapping[str, float]
+    time: float
+
+
+class RunInfo(NamedTuple):
+    """What sinks and observers are told when a run starts (or goes on).
+
+    ``log_dir`` is chosen at iteration 0, is the same for all later starts of the run, and is ``None``
+    for a run without a root. ``superseded`` is the folder that keeps what a sink cuts off when an
+    older checkpoint is resumed on purpose; ``None`` where the cut rows will be written again.
+    """
+
+    name: str
+    unit: UnitName
+    total: float
+    micro_batches: int
+    batches_per_epoch: int | None
+    start_iteration: int = 0
+    start_epoch: int = 0
+    start_batch: int = 0
+    log_dir: Path | None = None
+    superseded: Path | None = None
+
+
+class Sink(Protocol):
+    """A receiver of log rows that can be cut back to an earlier point.
+
+    ``open`` is called once, with the ``mark`` that the resumed checkpoint recorded (``None`` at a
+    fresh start): the sink drops all it holds beyond the mark. ``flush`` makes everything written so
+    far durable and returns the mark (any JSON value) for the checkpoint being written. ``name`` is
+    unique among the sinks of a run.
+    """
+
+    name: str
+
+    def open(self, info: RunInfo, mark: Json) -> None: ...
+    def write(self, row: Row) -> None: ...
+    def flush(self) -> Json: ...
+    def close(self) -> None: ...
+
+
+class Observer:
+    """A reader of events; derive and override what is of interest. Observers never change training.
+
+    The order of calls: ``on_start``, then per iteration ``on_iteration``, ``on_row`` (when a row is
+    logged), ``on_validation_batch`` (per batch, where the validation reports it), ``on_validation``,
+    ``on_checkpoint``; last ``on_end``, also after a failure (then ``reason`` is ``None``).
+    """
+
+    def on_start(self, info: RunInfo, state: Any) -> None: ...
+    def on_iteration(self, state: Any) -> None: ...
+    def on_row(self, row: Row) -> None: ...
+    def on_validation_batch(self, done: int, total: int | None) -> None: ...
+    def on_validation(self, state: Any) -> None: ...
+    def on_checkpoint(self, path: Path, state: Any) -> None: ...
+    def on_end(self, state: Any, reason: Reason | None) -> None: ...
+
+
+class Reason(enum.Enum):
+    """Why a run ended. The values are the messages that users read."""
+
+    TOTAL = "the total was reached"
+    EARLY_STOP = "validation stopped improving"
+    SHOULD_STOP = "should_stop asked for it"
+    NON_FINITE = "the loss or a gradient was not finite"
+    SIGNAL = "a signal asked the process to stop; run the same line again to go on"
+
+    @property
+    def finished(self) -> bool:
+        """Whether running again would train nothing more."""
+        return self is not Reason.SIGNAL
+
+
+class Result(NamedTuple):
+    """The outcome of a run: the final state, why it ended, and ``should_stop``'s own words if any."""
+
+    state: Any
+    reason: Reason
+    message: str = ""
+
+
+Step: TypeAlias = Callable[[Any, Any], Any]
+"""``step(state, batch) -> state``: pure, deterministic, structure preserving."""
