@@ -17,9 +17,14 @@ class Located(Protocol):
     """Whatever has a cursor and counters: a `TrainState`, or a `Point`."""
 
     @property
-    def cursor(self) -> Cursor: ...
+    def cursor(self) -> Cursor:
+        """The next micro-batch to consume."""
+        ...
+
     @property
-    def counters(self) -> Counters: ...
+    def counters(self) -> Counters:
+        """What has been done."""
+        ...
 
 
 class Point(NamedTuple):

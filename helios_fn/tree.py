@@ -105,6 +105,7 @@ class Flattener:
         self._treespec: optree.PyTreeSpec | None = None
 
     def __call__(self, tree: Tree) -> tuple[list[Any], optree.PyTreeSpec]:
+        """The leaves and the structure, as `flatten` gives them."""
         if torch.compiler.is_compiling():
             return flatten(tree)
         treespec = self._treespec

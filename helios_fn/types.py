@@ -16,7 +16,7 @@ Key: TypeAlias = torch.Tensor
 """A random key: an int64 CPU tensor of shape (2,), see `helios_fn.random`."""
 
 Scalar: TypeAlias = bool | int | float
-Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 UnitName: TypeAlias = Literal["iteration", "epoch"]
 ReductionName: TypeAlias = Literal["tree", "fold"]
 

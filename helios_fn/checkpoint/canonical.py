@@ -1,0 +1,71 @@
+"""JSON with one spelling per value, and a parser that a hostile file cannot hurt."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ..types import Json
+
+MAX_DEPTH = 256
+MAX_NUMBER_LENGTH = 1000
+
+# Strings are matched whole, so that brackets inside of them do not count; the optional closing quote
+# keeps the match linear for a string that never ends.
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+
+
+def dump(value: Any, *, indent: int | None = None) -> bytes:
+    """The canonical bytes of a JSON value: ASCII, sorted keys, one newline at the end.
+
+    Python's dialect: ``NaN``, ``Infinity`` and ``-Infinity`` are numbers.
+
+    Raises:
+        TypeError: ``value`` holds something that JSON has no word for.
+        ValueError: ``value`` contains itself.
+    """
+    separators = (",", ":") if indent is None else (",", ": ")
+    return json.dumps(value, sort_keys=True, indent=indent, separators=separators).encode() + b"\n"
+
+
+def parse(data: bytes, *, indent: int | None = None) -> Json:
+    """The value that `dump` wrote with the same ``indent``; any other spelling of it is refused.
+
+    Time and memory are linear in the length of ``data``: the caller bounds it. Nesting deeper than
+    256 levels and numbers longer than 1000 characters are refused before they cost anything.
+
+    Raises:
+        ValueError: ``data`` is not the canonical JSON of any value.
+    """
+    _check_depth(data)
+    value: Json = json.loads(data.decode("ascii"), parse_int=_parse_int, parse_float=_parse_float)
+    if dump(value, indent=indent) != data:
+        raise ValueError("not in canonical form")
+    return value
+
+
+def _check_depth(data: bytes) -> None:
+    depth = 0
+    for match in _TOKEN.finditer(data):
+        token = data[match.start()]
+        if token in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+        elif token in b"]}":
+            depth -= 1
+
+
+def _parse_int(text: str) -> int:
+    return int(_short(text))
+
+
+def _parse_float(text: str) -> float:
+    return float(_short(text))
+
+
+def _short(text: str) -> str:
+    if len(text) > MAX_NUMBER_LENGTH:
+        raise ValueError(f"a number of {len(text)} characters")
+    return text

@@ -1,0 +1,184 @@
+"""The file system as checkpoints see it: every effect is one method call of one small object."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Buffer, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import CheckpointError
+
+CHUNK = 8 << 20
+
+
+class FileSystem:
+    """The calls that checkpoints are made of, each as thin as the system call below it.
+
+    A test hands in an object with the same methods that fails, stops or records at the n-th call.
+    Every failure is an ``OSError``. Symbolic links are never followed in a path's last part.
+    """
+
+    def listdir(self, path: Path) -> list[str]:
+        """The names in a folder, sorted."""
+        return sorted(os.listdir(path))
+
+    def is_folder(self, path: Path) -> bool:
+        """Whether ``path`` is a folder; a link to one is not."""
+        try:
+            return stat.S_ISDIR(os.lstat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def mkdir(self, path: Path) -> None:
+        """Make a folder whose parent exists."""
+        os.mkdir(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Move atomically within one file system."""
+        os.rename(source, target)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file or a link."""
+        os.unlink(path)
+
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty folder."""
+        os.rmdir(path)
+
+    def create(self, path: Path) -> int:
+        """Create a file that does not exist yet, for writing."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def open(self, path: Path) -> int:
+        """Open a regular file for reading."""
+        # O_NONBLOCK: opening a pipe by mistake must not wait for a writer.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return handle
+
+    def size(self, handle: int) -> int:
+        """The length of an open file in bytes."""
+        return os.fstat(handle).st_size
+
+    def read(self, handle: int, into: memoryview) -> int:
+        """Read at most ``len(into)`` bytes; 0 at the end of the file."""
+        return os.readv(handle, [into])
+
+    def write(self, handle: int, data: memoryview) -> int:
+        """Write some of ``data``; returns how many bytes."""
+        return os.write(handle, data)
+
+    def sync(self, handle: int) -> None:
+        """Make an open file durable."""
+        os.fsync(handle)
+
+    def close(self, handle: int) -> None:
+        """Close an open file."""
+        os.close(handle)
+
+    def sync_folder(self, path: Path) -> None:
+        """Make the names in a folder durable."""
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # some file systems have no such operation
+                raise
+        finally:
+            os.close(handle)
+
+
+OS = FileSystem()
+"""The real file system."""
+
+
+class FileEntry(NamedTuple):
+    """What a manifest knows of a file: its length in bytes and its SHA-256."""
+
+    size: int
+    sha256: str
+
+
+@contextlib.contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turn an ``OSError`` into a `CheckpointError` that says what could not be done, where and why."""
+    try:
+        yield
+    except OSError as error:
+        code = errno.errorcode.get(error.errno or 0, "unknown error")
+        where = f" at {error.filename}" if error.filename else ""
+        raise CheckpointError(f"cannot {doing}: {error.strerror or error} ({code}){where}") from error
+
+
+def write_file(files: FileSystem, path: Path, chunks: Iterable[Buffer]) -> FileEntry:
+    """Create a file, make it durable and say what it holds."""
+    hasher, size = hashlib.sha256(), 0
+    handle = files.create(path)
+    try:
+        for chunk in chunks:
+            data = memoryview(chunk).cast("B")
+            for start in range(0, len(data), CHUNK):
+                piece = data[start : start + CHUNK]
+                hasher.update(piece)
+                size += len(piece)
+                while piece:
+                    piece = piece[files.write(handle, piece) :]
+        files.sync(handle)
+    finally:
+        files.close(handle)
+    return FileEntry(size, hasher.hexdigest())
+
+
+def read_file(files: FileSystem, path: Path, limit: int) -> bytes:
+    """The content of a file of at most ``limit`` bytes.
+
+    Raises:
+        CheckpointError: the file is longer, or ends early.
+    """
+    handle = files.open(path)
+    try:
+        size = files.size(handle)
+        if size > limit:
+            raise CheckpointError(f"{path} has {size} bytes; at most {limit} were expected")
+        data = bytearray(size)
+        read_exactly(files, handle, memoryview(data), path)
+        return bytes(data)
+    finally:
+        files.close(handle)
+
+
+def read_exactly(files: FileSystem, handle: int, into: memoryview, path: Path) -> None:
+    """Fill ``into`` from an open file.
+
+    Raises:
+        CheckpointError: the file ends before that.
+    """
+    while into:
+        count = files.read(handle, into[:CHUNK])
+        if count == 0:
+            raise CheckpointError(f"{path} ends {len(into)} bytes early")
+        into = into[count:]
+
+
+def make_folders(files: FileSystem, path: Path) -> None:
+    """Make a folder and its parents durably; one that exists is left as it is."""
+    if path.is_dir():  # a root may well be reached through a link
+        return
+    make_folders(files, path.parent)
+    with contextlib.suppress(FileExistsError):
+        files.mkdir(path)
+    files.sync_folder(path.parent)
+
+
+def remove_folder(files: FileSystem, path: Path) -> None:
+    """Remove a folder and the files in it."""
+    for name in files.listdir(path):
+        files.remove(path / name)
+    files.rmdir(path)

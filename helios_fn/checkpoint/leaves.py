@@ -1,0 +1,131 @@
+"""Leaves as data: the scalars and dtypes that can be stored exactly, and how they are written."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from ..types import Json
+
+_DTYPE_NAMES = (
+    "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 bfloat16 float16 float32 float64 complex32 complex64 "
+    "complex128 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2"
+).split()
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPE_NAMES if hasattr(torch, name)}
+"""The dtypes that can be stored, by name: all dense ones that this version of torch knows."""
+
+DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class TensorSpec(NamedTuple):
+    """Where a tensor lives in its checkpoint.
+
+    ``strides`` and ``offset`` count elements; ``storage`` numbers the stored ranges of bytes and is
+    ``None`` for a tensor without elements.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    storage: int | None
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+class Scalar(NamedTuple):
+    """A Python scalar of the named type."""
+
+    type: str
+    value: Any
+
+    def __str__(self) -> str:
+        return self.type
+
+
+class Unknown(NamedTuple):
+    """A leaf that is neither a tensor nor a scalar; it occurs in templates, never in checkpoints."""
+
+    type: str
+
+    def __str__(self) -> str:
+        return self.type
+
+
+Leaf = TensorSpec | Scalar | Unknown
+
+
+def _number_from(text: str) -> int:
+    if not text.lstrip("-").startswith("0x"):
+        raise ValueError(f"not a hexadecimal number: {text[:40]!r}")
+    return int(text, 16)
+
+
+def _int_to_json(value: int) -> Json:
+    # Hexadecimal is linear in the number of digits; decimal is quadratic, and limited by Python.
+    return value if abs(value) < 1 << 63 else hex(value)
+
+
+def _int_from_json(value: Json) -> int:
+    return _number_from(value) if isinstance(value, str) else _exactly(int, value)
+
+
+def _float_to_json(value: float) -> Json:
+    # Finite floats are exact in JSON; infinities and the bits of NaNs are not, so they go as bits.
+    return value if math.isfinite(value) else struct.pack(">d", value).hex()
+
+
+def _float_from_json(value: Json) -> float:
+    if isinstance(value, str):
+        return float(struct.unpack(">d", bytes.fromhex(value))[0])
+    return _exactly(float, value)
+
+
+def _complex_from_json(value: Json) -> complex:
+    real, imag = _exactly(list, value)
+    return complex(_float_from_json(real), _float_from_json(imag))
+
+
+def _exactly(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"expected {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+class _Codec(NamedTuple):
+    to_json: Callable[[Any], Json]
+    from_json: Callable[[Json], Any]
+
+
+_CODECS: dict[str, _Codec] = {
+    "bool": _Codec(lambda value: value, lambda value: _exactly(bool, value)),
+    "int": _Codec(_int_to_json, _int_from_json),
+    "float": _Codec(_float_to_json, _float_from_json),
+    "complex": _Codec(lambda value: [_float_to_json(value.real), _float_to_json(value.imag)], _complex_from_json),
+    "str": _Codec(lambda value: value, lambda value: _exactly(str, value)),
+}
+
+SCALARS: tuple[type, ...] = (bool, int, float, complex, str)
+"""The exact types of scalars; their subclasses would come back as something else."""
+
+
+def scalar_to_json(scalar: Scalar) -> Json:
+    """A scalar as JSON, every bit kept."""
+    return _CODECS[scalar.type].to_json(scalar.value)
+
+
+def scalar_from_json(kind: str, value: Json) -> Scalar:
+    """The inverse of `scalar_to_json`.
+
+    Raises:
+        ValueError: no scalar is written like that.
+    """
+    if kind not in _CODECS:
+        raise ValueError(f"unknown kind of node {kind[:40]!r}")
+    return Scalar(kind, _CODECS[kind].from_json(value))

@@ -1,0 +1,119 @@
+"""Feeds: open readers of a loader, and the one place where its worker processes are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from .. import random, tree
+from ..schedule import Assignment
+from ..types import Delivery
+from .plan import Task
+from .pool import Pool, PoolOptions
+from .sampling import Reader
+
+CLOSED = "this feed is closed: open the loader again, at the cursor of the last delivery"
+REPLACED = (
+    "this feed ended because its loader was opened again, and a loader feeds one reader at a time: "
+    "give the second reader a loader of its own, loader.replace()"
+)
+FAILED = "this feed failed before and cannot go on: open the loader again, at the cursor of the last delivery"
+
+
+class Engine:
+    """The part of a loader that is not a value: its workers, and the feed that has them now."""
+
+    def __init__(self, reader: Reader, options: PoolOptions) -> None:
+        self._reader = reader
+        self._options = options
+        self._pool: Pool | None = None
+        self._feed: weakref.ref[LoaderFeed] | None = None
+
+    def start(self, assignments: Iterable[Assignment], tasks: Iterator[Task], owner: Any) -> LoaderFeed:
+        """A feed of the assignments, whose batches are those of the tasks. Ends the feed before it."""
+        self._end_feed(REPLACED)
+        feed = LoaderFeed(assignments, self._batches(tasks), owner)
+        self._feed = weakref.ref(feed)
+        return feed
+
+    def close(self) -> None:
+        """End the feed and stop the workers; starting again starts new ones."""
+        self._end_feed(CLOSED)
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def _end_feed(self, reason: str) -> None:
+        feed = self._feed() if self._feed is not None else None
+        if feed is not None:
+            feed.end(reason)
+
+    def _batches(self, tasks: Iterator[Task]) -> Iterator[Any]:
+        if self._options.workers == 0:
+            return self._read_here(tasks)
+        return self._read_there(tasks)
+
+    def _read_here(self, tasks: Iterator[Task]) -> Iterator[Any]:
+        pin = self._options.pin_memory and torch.cuda.is_available()
+        for task in tasks:
+            with random.preserved_globals() if self._reader.seeds_globals else contextlib.nullcontext():
+                batch = self._reader.read(task)
+            yield tree.map(_pinned, batch) if pin else batch
+
+    def _read_there(self, tasks: Iterator[Task]) -> Iterator[Any]:
+        if self._pool is None:
+            self._pool = Pool(self._reader, self._options)
+        pool = self._pool
+        try:
+            return _until_closed(pool.stream(tasks), pool, self)
+        except BaseException:
+            self._drop(pool)
+            raise
+
+    def _drop(self, pool: Pool) -> None:
+        pool.close()
+        if self._pool is pool:
+            self._pool = None
+
+
+class LoaderFeed:
+    """The deliveries of a loader, one per iteration. See `helios_fn.types.Feed`."""
+
+    def __init__(self, assignments: Iterable[Assignment], batches: Iterator[Any], owner: Any) -> None:
+        self._assignments = iter(assignments)
+        self._batches = batches
+        self._owner = owner  # a loader that nobody holds stops its workers
+        self._ended: str | None = None
+
+    def __iter__(self) -> Iterator[Delivery]:
+        return self
+
+    def __next__(self) -> Delivery:
+        if self._ended is not None:
+            raise RuntimeError(self._ended)
+        try:
+            positions, start, count, cursor = next(self._assignments)
+            items = tuple([next(self._batches) for _ in positions])
+        except StopIteration:
+            raise
+        except BaseException:
+            # Part of the iteration may be gone: going on would skip data without a word.
+            self.end(FAILED)
+            raise
+        return Delivery(items, start, count, cursor)
+
+    def close(self) -> None:
+        """End the feed; the workers stay for the next one."""
+        self.end(CLOSED)
+
+    def end(self, reason: str) -> None:
+        if self._ended is None:
+            self._ended, self._batches, self._owner = reason, iter(()), None
+
+
+def _pinned(leaf: Any) -> Any:
+    return leaf.pin_memory() if hasattr(leaf, "pin_memory") else leaf

@@ -1,0 +1,162 @@
+"""Worker processes that stay alive and can be sent to any position.
+
+An endless stream of tasks goes through torch's `DataLoader`, which brings the batches back in order.
+Opening the stream again makes it start over with other tasks: the workers are kept.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import multiprocessing.util
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from .plan import Task
+from .sampling import Failure, Reader
+
+
+class PoolOptions(NamedTuple):
+    """How workers are run; nothing here changes a byte of a batch."""
+
+    workers: int
+    prefetch: int
+    multiprocessing_context: Any
+    pin_memory: bool
+    worker_init: Callable[[int], None] | None
+
+
+class Pool:
+    """Worker processes that read the batches of one stream of tasks at a time."""
+
+    def __init__(self, reader: Reader, options: PoolOptions) -> None:
+        self._tasks = _Tasks()
+        self._iterator: Any = None
+        self._process = os.getpid()
+        self._loader: DataLoader[Any] = DataLoader(
+            reader,  # type: ignore[arg-type]  # whatever has __getitem__ will do
+            batch_size=None,
+            sampler=self._tasks,
+            collate_fn=_as_it_is,
+            num_workers=options.workers,
+            prefetch_factor=options.prefetch,
+            multiprocessing_context=options.multiprocessing_context,
+            pin_memory=options.pin_memory and torch.cuda.is_available(),
+            worker_init_fn=_WorkerStart(options.worker_init),
+            persistent_workers=True,
+            # Without one of its own, an iterator draws a seed from the global generator.
+            generator=torch.Generator(),
+        )
+        # Registered late, so that it runs before multiprocessing's own exit handler, which would kill the
+        # workers, which torch's signal handler would then report as an error.
+        self._at_exit = functools.partial(_close, weakref.ref(self))
+        atexit.register(self._at_exit)
+
+    def stream(self, tasks: Iterator[Task]) -> Iterator[Any]:
+        """The batches of ``tasks`` in order. Reading ahead starts at once; an earlier stream ends.
+
+        Raises:
+            TypeError: the workers cannot be started because something cannot be sent to them.
+            RuntimeError: (while reading) a batch could not be read, or a worker is gone; in the second
+                case the pool is closed.
+        """
+        self._tasks.source, self._tasks.error = tasks, None
+        try:
+            self._iterator = iter(self._loader)
+        except Exception as error:
+            raise self._explained(error) from error
+        return self._results()
+
+    def close(self) -> None:
+        """Stop the workers. In bounded time: a worker that does not listen is killed."""
+        atexit.unregister(self._at_exit)
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None and os.getpid() == self._process:
+            # Not left to the garbage collector: a traceback may keep the iterator alive.
+            iterator._shutdown_workers()
+
+    def _results(self) -> Iterator[Any]:
+        while True:
+            try:
+                result = next(self._iterator)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise self._explained(error) from error
+            if type(result) is Failure:
+                raise RuntimeError(result.message)
+            yield result
+
+    def _explained(self, error: Exception) -> Exception:
+        """The error to raise in place of one that came out of the `DataLoader`."""
+        if error is self._tasks.error:
+            return RuntimeError(f"the next batch could not be planned ({type(error).__name__}: {error})")
+        started = self._iterator is not None
+        self.close()
+        if started or isinstance(error, RuntimeError):
+            return RuntimeError(
+                f"a worker process of the loader is gone ({error}). It was killed (out of memory?) or left by "
+                "itself; open the loader again to go on with new workers, or use workers=0 to see what happens"
+            )
+        return TypeError(
+            f"the workers could not be started ({type(error).__name__}: {error}): unless they are forked, dataset, "
+            "collate, transform and worker_init are sent to them and must be defined at the top of a module; "
+            "multiprocessing_context='fork' starts them without sending"
+        )
+
+
+class _Tasks(Sampler[Task]):
+    """The sampler of the `DataLoader`: hands out whatever it is given last."""
+
+    def __init__(self) -> None:
+        self.source: Iterator[Task] = iter(())
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Task]:
+        source = self.source
+        while True:
+            try:
+                task = next(source)
+            except StopIteration:
+                return
+            except Exception as error:
+                self.error = error
+                raise
+            yield task
+
+
+class _WorkerStart:
+    """Prepares a worker process, then calls the user's own preparation."""
+
+    def __init__(self, user: Callable[[int], None] | None) -> None:
+        self._user = user
+
+    def __call__(self, worker: int) -> None:
+        if multiprocessing.get_start_method(allow_none=True) != "fork":
+            # Interpreters that were not forked sometimes abort while they are torn down, which the main
+            # process would take for a crash. Leave before that, as the last of the exit handlers.
+            multiprocessing.util.Finalize(None, _leave, exitpriority=-1000)
+        if self._user is not None:
+            self._user(worker)
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _close(pool: weakref.ref[Pool]) -> None:
+    found = pool()
+    if found is not None:
+        found.close()

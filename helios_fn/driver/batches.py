@@ -1,0 +1,39 @@
+"""What the driver does with batches: hand them to the step in the right form, move them, describe them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import tree
+from ..types import Delivery, MicroBatches, ReductionName
+
+
+def step_input(delivery: Delivery, micro_batches: int, reduction: ReductionName, device: Any) -> Any:
+    """What the step receives: the batch itself when iterations have one micro-batch, else `MicroBatches`.
+
+    The configured number decides, not the number that happens to be left, so a step sees one kind.
+    """
+    items = delivery.items
+    if device is not None:
+        items = tuple(to_device(item, device) for item in items)
+    if micro_batches == 1:
+        return items[0]
+    return MicroBatches(items, delivery.start, delivery.count, reduction)
+
+
+def to_device(batch: Any, device: Any) -> Any:
+    """The batch with its tensors on ``device``; ``None`` leaves it as it is."""
+    if device is None:
+        return batch
+    return tree.map(lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+def describe_batch(batch: Any) -> str:
+    """Paths, dtypes and shapes of a batch in one line."""
+    if batch is None:
+        return "(not fetched yet)"
+    if isinstance(batch, MicroBatches):
+        return f"{len(batch.items)} micro-batches of {describe_batch(batch.items[0]) if batch.items else 'nothing'}"
+    return ", ".join(f"{path} {tree.describe(leaf)}".strip() for path, leaf in tree.items(batch)) or "(empty)"

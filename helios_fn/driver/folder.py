@@ -1,0 +1,196 @@
+"""The folder of a run: which checkpoint it goes on from, where its logs are, and saving its state."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from ..checkpoint import Checkpoint, Store
+from ..config import RunConfig
+from ..errors import CheckpointError
+from ..sinks import log_name
+from ..state import TrainState
+from ..types import Json
+from .record import check_resumable
+from .rows import fetch
+
+_LOGGER = logging.getLogger("helios_fn")
+_OUTPUT_ONLY = ("metrics", "validation.metrics", "cursor.position")
+"""Parts of the state whose structure is not known before training; they come from the checkpoint alone."""
+
+
+class Start(NamedTuple):
+    """Where a run starts: the state, each sink's mark, the log folder, and where cut-off rows are kept.
+
+    ``checkpoint`` is where this folder holds the state already, if it does.
+    """
+
+    state: TrainState
+    marks: dict[str, Json]
+    log_dir: Path | None
+    superseded: Path | None
+    checkpoint: Path | None
+
+
+class RunFolder:
+    """The root of a run, locked against other processes while it is open. Without a root it keeps nothing.
+
+    Args:
+        cfg: names the root, the run, and how to resume.
+        facts: the geometry and environment of this run, see `record`.
+        metadata: ``metadata(state) -> str`` is appended to the names of checkpoints.
+    """
+
+    def __init__(
+        self, cfg: RunConfig, facts: dict[str, Json], metadata: Callable[[TrainState], str] | None = None
+    ) -> None:
+        self._cfg = cfg
+        # Through JSON and back, so that facts compare equal to what a checkpoint gives back.
+        self._facts: dict[str, Any] = json.loads(json.dumps(facts))
+        self._metadata = metadata
+        self._log_dir: Path | None = None
+        self._root = None if cfg.root is None else Path(cfg.root).expanduser().absolute()
+        self._store: Store | None = None
+        self._lock: Any = None
+
+    def __enter__(self) -> Self:
+        if self._root is not None:
+            self._store = Store(self._root, self._cfg.name)
+            self._lock = self._store.lock()
+            self._lock.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._lock is not None:
+            self._lock.__exit__(*details)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a root to save into."""
+        return self._store is not None
+
+    def start(self, fresh: TrainState) -> Start:
+        """The state to start from, by ``cfg.resume``: a checkpoint's or the fresh one.
+
+        Raises:
+            CheckpointError: the wanted checkpoint does not exist, or none that exists is valid.
+            ResumeRefused: it belongs to another run.
+        """
+        chosen = self._choose()
+        if chosen is None:
+            return Start(fresh, {}, self._new_log_dir(), None, None)
+        state = self._load(chosen, fresh)
+        assert self._store is not None
+        _LOGGER.info("going on from %s", chosen.path)
+        if chosen.path.parent != self._store.folder:
+            return Start(state, {}, self._new_log_dir(), None, None)
+        superseded = self._store.supersede(chosen)
+        log_dir = self._old_log_dir(chosen)
+        return Start(state, dict(chosen.record.get("sinks", {})), log_dir, superseded, chosen.path)
+
+    def rollback(self, fresh: TrainState) -> Start:
+        """The newest valid checkpoint again, for a run that has gone bad since."""
+        assert self._store is not None
+        newest = self._store.newest()
+        if newest is None:
+            raise CheckpointError(f"there is no checkpoint in {self._store.folder} to roll back to")
+        state = self._load(newest, fresh)
+        return Start(state, dict(newest.record.get("sinks", {})), self._log_dir, None, newest.path)
+
+    def save(self, state: TrainState, marks: dict[str, Json]) -> Path | None:
+        """Write the state as a checkpoint and return its path; ``None`` without a root."""
+        if self._store is None:
+            return None
+        record: dict[str, Json] = {
+            **self._facts,
+            "config": self._cfg.describe(),
+            "sinks": marks,
+            "log_dir": None if self._log_dir is None else self._log_dir.name,
+            "validation": {name: repr(value) for name, value in fetch(state.validation.metrics).items()},
+        }
+        return self._store.save(
+            state,
+            epoch=state.cursor.epoch,
+            iteration=state.counters.iteration,
+            micro_step=state.counters.micro_step,
+            record=record,
+            metadata=self._metadata(state) if self._metadata is not None else "",
+        )
+
+    def _choose(self) -> Checkpoint | None:
+        resume = self._cfg.resume
+        if self._store is None:
+            if resume in ("auto", None):
+                return None
+            raise ValueError(f"resume={resume!r} needs a folder to look in: set root")
+        if resume == "auto":
+            return self._store.newest()
+        if resume is None:
+            return self._insist_on_none("resume=None starts afresh")
+        if resume == "last":
+            return self._insist_on_one(self._store.newest())
+        if resume == "best":
+            return self._insist_on_one(self._best())
+        chosen = self._store.at(Path(resume).expanduser().absolute())
+        if chosen.path.parent != self._store.folder:
+            self._insist_on_none(f"resume={str(resume)!r} branches off another run")
+        return chosen
+
+    def _insist_on_none(self, intent: str) -> None:
+        assert self._store is not None
+        existing = self._store.entries()
+        if existing:
+            raise CheckpointError(
+                f"{intent}, but {self._store.folder} already holds {len(existing)} checkpoints of run "
+                f"{self._cfg.name!r}: choose another root or name, or remove them yourself"
+            )
+
+    def _insist_on_one(self, found: Checkpoint | None) -> Checkpoint:
+        assert self._store is not None
+        if found is None:
+            raise CheckpointError(
+                f"resume={self._cfg.resume!r} found no checkpoint of run {self._cfg.name!r} in {self._store.folder}"
+            )
+        return found
+
+    def _best(self) -> Checkpoint | None:
+        early_stop = self._cfg.early_stop
+        if early_stop is None:
+            raise ValueError("resume='best' must know which metric is best: set early_stop (monitor and mode)")
+        assert self._store is not None
+        sign = 1.0 if early_stop.mode == "max" else -1.0
+        candidates = []
+        for entry in self._store.entries():
+            value = float(entry.record.get("validation", {}).get(early_stop.monitor, "nan"))
+            if value == value:
+                candidates.append((sign * value, entry.iteration, entry.path))
+        for _, _, path in sorted(candidates, reverse=True):
+            try:
+                return self._store.at(path)
+            except CheckpointError as error:
+                _LOGGER.warning("passing over %s: %s", path, error)
+        return None
+
+    def _load(self, chosen: Checkpoint, fresh: TrainState) -> TrainState:
+        assert self._store is not None
+        for warning in check_resumable(dict(chosen.record), self._facts, f"checkpoint {chosen.path}"):
+            _LOGGER.warning("%s", warning)
+        return self._store.load(chosen, fresh, free=_OUTPUT_ONLY)
+
+    def _new_log_dir(self) -> Path | None:
+        if self._root is not None:
+            logs = self._root / "logs"
+            taken = {entry.name for entry in logs.iterdir()} if logs.is_dir() else set()
+            self._log_dir = logs / log_name(self._cfg.name, datetime.datetime.now(), taken)
+        return self._log_dir
+
+    def _old_log_dir(self, chosen: Checkpoint) -> Path | None:
+        name = chosen.record.get("log_dir")
+        if not isinstance(name, str) or self._root is None or Path(name).name != name:
+            return self._new_log_dir()
+        self._log_dir = self._root / "logs" / name
+        return self._log_dir

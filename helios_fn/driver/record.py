@@ -1,0 +1,90 @@
+"""What a checkpoint says about the run that wrote it, and whether a run may go on from it.
+
+One table decides: facts of ``geometry`` decide the bits of the run, so another value is refused;
+facts of ``environment`` may decide them, so another value is reported; all else may change freely.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy
+import torch
+
+from .. import random
+from ..config import RunConfig
+from ..errors import ResumeRefused
+from ..state import TrainState
+from ..types import Json, Share
+
+_REMEDIES = {
+    "micro_batches": "set micro_batches={saved} so that the run keeps its mathematics",
+    "seed": "hand hf.init_state the same seed",
+    "data.length": "a run continues only on the data it began with",
+}
+
+
+def geometry(cfg: RunConfig, share: Share, data: dict[str, Json], state: TrainState) -> dict[str, Json]:
+    """The facts that decide the bits of a run, beside the state itself."""
+    return {
+        "unit": cfg.unit,
+        "micro_batches": share.micro_batches,
+        "reduction": cfg.reduction,
+        "seed": list(random.key_words(state.key)),
+        "data": data,
+    }
+
+
+def environment(cfg: RunConfig) -> dict[str, Json]:
+    """The facts that may decide bits but are not ours to fix."""
+    return {
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(cfg.device),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def check_resumable(saved: dict[str, Any], current: dict[str, Json], where: str) -> list[str]:
+    """Compare the record of a checkpoint with the run that wants to go on from it.
+
+    Returns:
+        Warnings, one for each fact of the environment that differs.
+
+    Raises:
+        ResumeRefused: a fact of the geometry differs; names every one with both values.
+    """
+    refusals = [
+        f"  {name}: saved {old!r}, now {new!r}" + _remedy(name, old)
+        for name, old, new in _differences(saved.get("geometry", {}), current["geometry"])
+    ]
+    if refusals:
+        raise ResumeRefused(
+            f"{where} belongs to another run; going on would not give the bits of either:\n"
+            + "\n".join(refusals)
+            + "\nUse these values again, or another root to start afresh"
+        )
+    return [
+        f"{name} was {old!r} when the checkpoint was written and is {new!r} now: bits may differ from here on"
+        for name, old, new in _differences(saved.get("environment", {}), current["environment"])
+    ]
+
+
+def _remedy(name: str, old: Any) -> str:
+    return f" ({_REMEDIES[name].format(saved=old)})" if name in _REMEDIES else ""
+
+
+def _differences(saved: Any, current: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Names of facts with both values, where they differ; nested facts are named with dots."""
+    if isinstance(saved, dict) and isinstance(current, dict):
+        found = []
+        for name in sorted(saved.keys() | current.keys()):
+            found += _differences(saved.get(name), current.get(name), f"{prefix}.{name}" if prefix else name)
+        return found
+    return [] if saved == current else [(prefix, saved, current)]

@@ -1,0 +1,46 @@
+"""The bookkeeping of validation as one pure function of what was known and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..config import EarlyStop
+from ..types import Validation
+
+
+def record_validation(known: Validation, metrics: Any, early_stop: EarlyStop | None) -> Validation:
+    """What is known after one more validation cycle.
+
+    Args:
+        known: what was known before.
+        metrics: what ``validate`` returned: names to numbers or 0-d tensors.
+        early_stop: which metric to watch, if any.
+
+    Raises:
+        TypeError: ``metrics`` is no mapping of names to scalars.
+        KeyError: the metric to watch is not among them.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"validate must return a mapping of names to scalars, got {type(metrics).__name__}")
+    values = {str(name): _scalar(name, value) for name, value in metrics.items()}
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+    best, bad_cycles = known.best, known.bad_cycles
+    if early_stop is not None:
+        if early_stop.monitor not in values:
+            raise KeyError(
+                f"early_stop watches {early_stop.monitor!r}, but validate returned {', '.join(sorted(values))}"
+            )
+        new = values[early_stop.monitor]
+        improved = early_stop.is_improvement(best, new)
+        best, bad_cycles = (new, 0) if improved else (best, bad_cycles + 1)
+    return Validation(tensors, known.cycles + 1, best, bad_cycles)
+
+
+def _scalar(name: Any, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"validate returned {name!r} = {value!r}, which is not a scalar") from error

@@ -1,0 +1,81 @@
+"""What the logs of lines share: one row, one line, and a cut at the mark."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import ClassVar
+
+from ..types import Json, Row, RunInfo
+from ._append import AppendFile, cut, explained, make_folder, set_aside
+from .names import check_name, locate
+
+
+class LineLog:
+    """A text file with one line per row. Implementations say what the line is.
+
+    The mark is ``{"offset": n}``, the size of the file in bytes.
+    """
+
+    suffix: ClassVar[str]
+
+    def __init__(self, path: str | PathLike[str] | None, name: str) -> None:
+        self.name = check_name(name)
+        self.path = None if path is None else Path(path)
+        self._file: AppendFile | None = None
+
+    def encode(self, row: Row) -> str:
+        """The line of a row, without its end."""
+        raise NotImplementedError
+
+    def open(self, info: RunInfo, mark: Json) -> None:
+        """Open the file, cut back to ``mark``; opening again cuts again.
+
+        At a fresh start (``mark`` is ``None``) a file that is already there is set aside.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: there is no path, or the mark is not one of this kind of sink.
+        """
+        self.close()
+        offset = self._offset(mark)
+        path = locate(self.path, info, self.name, self.name + self.suffix)
+        with explained(self.name, path):
+            make_folder(path.parent)
+            if offset is not None:
+                if not cut(path, offset, info.superseded) and path.exists():
+                    # Shortened by hand, perhaps within a line: the next row must not continue it.
+                    cut(path, path.read_bytes().rfind(b"\n") + 1, info.superseded)
+            elif path.exists() and path.stat().st_size:
+                set_aside(path, info.superseded)
+            self._file = AppendFile(path)
+
+    def write(self, row: Row) -> None:
+        """Append the row's line; other processes see it at once."""
+        self._opened().write((self.encode(row) + "\n").encode("utf-8", "backslashreplace"))
+
+    def flush(self) -> Json:
+        """Make the lines durable and return the mark."""
+        return {"offset": self._opened().flush()}
+
+    def close(self) -> None:
+        """Flush and close. Closing twice, or before opening, is allowed."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+    def _opened(self) -> AppendFile:
+        if self._file is None:
+            raise ValueError(f"sink {self.name!r} is not open: call open(info, mark) first")
+        return self._file
+
+    def _offset(self, mark: Json) -> int | None:
+        if mark is None:
+            return None
+        offset = mark.get("offset") if isinstance(mark, dict) else None
+        if type(offset) is not int or offset < 0:
+            raise ValueError(
+                f"the checkpoint's mark of sink {self.name!r} is {mark!r}, not one that {type(self).__name__} made: "
+                "was another kind of sink given this name?"
+            )
+        return offset

@@ -1,0 +1,77 @@
+"""Rows as JSON lines, for programs to read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..types import Row
+from ._lines import LineLog
+
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+class JsonLines(LineLog):
+    """A log of one JSON object per row; by default ``metrics.jsonl`` in the run's log folder.
+
+    The object has the fields of `Row`, with ``metrics`` as an object in it. It is strict ASCII JSON that
+    every parser reads: finite floats are written by ``repr`` and come back bit for bit, the others,
+    which JSON lacks, are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
+
+    Args:
+        path: the file; ``None`` for ``<name>.jsonl`` in the log folder.
+        name: tells the sinks of a run apart.
+    """
+
+    suffix = ".jsonl"
+
+    def __init__(self, path: str | PathLike[str] | None = None, *, name: str = "metrics") -> None:
+        super().__init__(path, name)
+
+    def encode(self, row: Row) -> str:
+        """The row as one JSON object."""
+        metrics = {name: _to_json(float(value)) for name, value in row.metrics.items()}
+        return _encode(
+            {
+                "kind": row.kind,
+                "iteration": row.iteration,
+                "micro_step": row.micro_step,
+                "epoch": row.epoch,
+                "metrics": metrics,
+                "time": _to_json(row.time),
+            }
+        )
+
+
+def read_rows(path: str | PathLike[str]) -> list[Row]:
+    """The rows of a file written by `JsonLines`.
+
+    A last line without its end is being written, or was torn by a crash, and is left out.
+
+    Raises:
+        ValueError: another line is not a row.
+    """
+    rows = []
+    lines = Path(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(_to_row(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is not a row of a log: {line[:80]!r}") from error
+    return rows
+
+
+def _to_json(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _to_row(fields: Mapping[str, Any]) -> Row:
+    # float() reads the three strings of the class docstring as well.
+    metrics = {name: float(value) for name, value in fields["metrics"].items()}
+    return Row(**{**fields, "metrics": metrics, "time": float(fields["time"])})
