@@ -1,1 +1,67 @@
-"""helios_fn: exact, functional training for PyTorch."""
+"""helios_fn: exact, functional training for PyTorch.
+
+A training run is a pure ``step(state, batch) -> state`` over an immutable `TrainState` that holds
+everything which can influence the future, and a thin driver, `run`. A run that is killed anywhere and
+started again ends in the same bits. This file is the index; nothing is defined here.
+"""
+
+# Modules to be used by name: hf.optim.adamw, hf.random.fold_in, hf.tree.digest, ...
+from . import data as data
+from . import optim as optim
+from . import random as random
+from . import sinks as sinks
+from . import tree as tree
+
+# Configuration: what a run does, and when.
+from .config import EarlyStop as EarlyStop
+from .config import Every as Every
+from .config import RunConfig as RunConfig
+
+# Data: batches as a function of (key, position).
+from .data import Loader as Loader
+from .data import Phases as Phases
+from .data import Stream as Stream
+
+# The driver.
+from .driver import Validator as Validator
+from .driver import iterate as iterate
+from .driver import run as run
+from .driver import test as test
+
+# Errors that somebody may want to catch.
+from .errors import CheckpointError as CheckpointError
+from .errors import NonFiniteError as NonFiniteError
+from .errors import PurityError as PurityError
+from .errors import ResumeRefused as ResumeRefused
+from .errors import RootLocked as RootLocked
+from .errors import RunFailed as RunFailed
+
+# Hand-written steps: gradients, their mean over micro-batches, keys, non-finite values.
+from .finite import guard_finite as guard_finite
+from .nn import ema as ema
+from .nn import functional as functional
+from .nn import grad as grad
+from .nn import microsteps as microsteps
+from .nn import value_and_grad as value_and_grad
+
+# The state.
+from .state import TrainState as TrainState
+from .state import init_state as init_state
+from .state import micro_keys as micro_keys
+from .state import step_key as step_key
+
+# The usual step.
+from .step import make_step as make_step
+from .types import Aux as Aux
+from .types import Counters as Counters
+from .types import Cursor as Cursor
+from .types import MicroBatches as MicroBatches
+from .types import Observer as Observer
+from .types import Reason as Reason
+from .types import Result as Result
+from .types import Row as Row
+from .types import RunInfo as RunInfo
+from .types import Sink as Sink
+from .types import Validation as Validation
+
+__version__ = "0.1.0"

@@ -66,9 +66,14 @@ def divide(
     return found if like is None else [leaf.to(other.dtype) for leaf, other in zip(found, like, strict=True)]
 
 
+def widen(leaf: torch.Tensor) -> torch.Tensor:
+    """``leaf`` in the dtype that sums are kept in: float32 for half precisions, else itself."""
+    return leaf.float() if leaf.dtype in _HALVES else leaf
+
+
 def _accumulator_dtype(leaf: torch.Tensor) -> torch.dtype:
     return torch.float32 if leaf.dtype in _HALVES else leaf.dtype
 
 
 def _widened(leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [leaf.float() if leaf.dtype in _HALVES else leaf for leaf in leaves]
+    return [widen(leaf) for leaf in leaves]

@@ -91,6 +91,9 @@ def items(tree: Tree) -> Iterator[tuple[str, Any]]:
     return zip(paths(tree), leaves(tree), strict=True)
 
 
+_LEAF_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, bool, int, float, complex, str))
+
+
 class Flattener:
     """Flattens trees of one structure again and again, at a fifth of the cost of `flatten`.
 
@@ -111,9 +114,13 @@ class Flattener:
         treespec = self._treespec
         if treespec is not None:
             try:
-                return treespec.flatten_up_to(tree), treespec
+                found = treespec.flatten_up_to(tree)
             except ValueError:
                 pass
+            else:
+                # "Up to" leaves whole subtrees where the cached structure has leaves.
+                if _LEAF_TYPES.issuperset({type(leaf) for leaf in found}):
+                    return found, treespec
         found, self._treespec = flatten(tree)
         return found, self._treespec
 

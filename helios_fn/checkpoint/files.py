@@ -7,13 +7,17 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Buffer, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CheckpointError
 
 CHUNK = 8 << 20
+
+# Errors that tell of the file itself. Others (no permission, too many open files) tell of the moment
+# or of the machine, and are no reason to give up a checkpoint.
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO}
 
 
 class FileSystem:
@@ -117,15 +121,23 @@ def disk_errors(doing: str) -> Iterator[None]:
         raise CheckpointError(f"cannot {doing}: {error.strerror or error} ({code}){where}") from error
 
 
-def write_file(files: FileSystem, path: Path, chunks: Iterable[Buffer]) -> FileEntry:
+def digest(chunks: Iterable[bytes | memoryview]) -> FileEntry:
+    """What a file of these bytes would hold."""
+    hasher, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        hasher.update(chunk)
+        size += len(chunk)
+    return FileEntry(size, hasher.hexdigest())
+
+
+def write_file(files: FileSystem, path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
     """Create a file, make it durable and say what it holds."""
     hasher, size = hashlib.sha256(), 0
     handle = files.create(path)
     try:
         for chunk in chunks:
-            data = memoryview(chunk).cast("B")
-            for start in range(0, len(data), CHUNK):
-                piece = data[start : start + CHUNK]
+            for start in range(0, len(chunk), CHUNK):
+                piece = memoryview(chunk)[start : start + CHUNK]
                 hasher.update(piece)
                 size += len(piece)
                 while piece:
@@ -136,22 +148,52 @@ def write_file(files: FileSystem, path: Path, chunks: Iterable[Buffer]) -> FileE
     return FileEntry(size, hasher.hexdigest())
 
 
+def joined(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The same bytes with small neighbours put together, so that many small tensors make few writes."""
+    small = bytearray()
+    for piece in pieces:
+        if len(piece) < CHUNK // 64:
+            small += piece
+        if len(piece) >= CHUNK // 64 or len(small) >= CHUNK:
+            yield bytes(small)
+            small.clear()
+        if len(piece) >= CHUNK // 64:
+            yield piece
+    yield bytes(small)
+
+
+@contextlib.contextmanager
+def open_file(files: FileSystem, path: Path) -> Iterator[int]:
+    """Open a file for reading.
+
+    Raises:
+        CheckpointError: there is no regular file of that name, or the disk has lost some of it.
+    """
+    try:
+        handle = files.open(path)
+        try:
+            yield handle
+        finally:
+            files.close(handle)
+    except OSError as error:
+        if error.errno in _DAMAGE:
+            raise CheckpointError(f"{path} is missing or cannot be read: {error.strerror}") from error
+        raise
+
+
 def read_file(files: FileSystem, path: Path, limit: int) -> bytes:
     """The content of a file of at most ``limit`` bytes.
 
     Raises:
-        CheckpointError: the file is longer, or ends early.
+        CheckpointError: the file is missing, is longer, or ends early.
     """
-    handle = files.open(path)
-    try:
+    with open_file(files, path) as handle:
         size = files.size(handle)
         if size > limit:
-            raise CheckpointError(f"{path} has {size} bytes; at most {limit} were expected")
+            raise CheckpointError(f"{path} is damaged: it has {size} bytes; at most {limit} were expected")
         data = bytearray(size)
         read_exactly(files, handle, memoryview(data), path)
         return bytes(data)
-    finally:
-        files.close(handle)
 
 
 def read_exactly(files: FileSystem, handle: int, into: memoryview, path: Path) -> None:
@@ -178,7 +220,10 @@ def make_folders(files: FileSystem, path: Path) -> None:
 
 
 def remove_folder(files: FileSystem, path: Path) -> None:
-    """Remove a folder and the files in it."""
+    """Remove a folder and the files in it, or whatever else bears the name."""
+    if not files.is_folder(path):
+        files.remove(path)
+        return
     for name in files.listdir(path):
         files.remove(path / name)
     files.rmdir(path)

@@ -11,15 +11,36 @@ import torch
 
 from ..types import Json
 
+MAX_DIMENSIONS = 64
+"""More than any operator takes."""
+
+# fmt: off
 _DTYPE_NAMES = (
-    "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 bfloat16 float16 float32 float64 complex32 complex64 "
-    "complex128 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2"
-).split()
+    "bool",
+    "uint8", "uint16", "uint32", "uint64",
+    "int8", "int16", "int32", "int64",
+    "bfloat16", "float16", "float32", "float64",
+    "complex32", "complex64", "complex128",
+    "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu",
+    "float4_e2m1fn_x2",
+)
+# fmt: on
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPE_NAMES if hasattr(torch, name)}
 """The dtypes that can be stored, by name: all dense ones that this version of torch knows."""
 
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def dtype_problem(name: str) -> str | None:
+    """Why a tensor of a known dtype cannot be loaded here; ``None`` if it can.
+
+    Raises:
+        ValueError: no dtype has this name.
+    """
+    if name not in _DTYPE_NAMES:
+        raise ValueError(f"unknown dtype {name[:40]!r}")
+    return None if name in DTYPES else f"dtype {name} is unknown to torch {torch.__version__}; use a newer torch"
 
 
 class TensorSpec(NamedTuple):
@@ -84,7 +105,7 @@ def _float_to_json(value: float) -> Json:
 def _float_from_json(value: Json) -> float:
     if isinstance(value, str):
         return float(struct.unpack(">d", bytes.fromhex(value))[0])
-    return _exactly(float, value)
+    return float(_exactly(float, value))
 
 
 def _complex_from_json(value: Json) -> complex:
@@ -115,6 +136,15 @@ SCALARS: tuple[type, ...] = (bool, int, float, complex, str)
 """The exact types of scalars; their subclasses would come back as something else."""
 
 
+def is_text(value: str) -> bool:
+    """Whether a string is Unicode text; one with unpaired surrogates would come back as another."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def scalar_to_json(scalar: Scalar) -> Json:
     """A scalar as JSON, every bit kept."""
     return _CODECS[scalar.type].to_json(scalar.value)
@@ -129,3 +159,17 @@ def scalar_from_json(kind: str, value: Json) -> Scalar:
     if kind not in _CODECS:
         raise ValueError(f"unknown kind of node {kind[:40]!r}")
     return Scalar(kind, _CODECS[kind].from_json(value))
+
+
+def sizes_from_json(data: Json) -> tuple[int, ...]:
+    """A shape, strides or the like.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not isinstance(data, list) or len(data) > MAX_DIMENSIONS:
+        raise ValueError("sizes must be a list, and not a long one")
+    sizes = tuple(size for size in data if type(size) is int and 0 <= size < 1 << 62)
+    if len(sizes) != len(data):
+        raise ValueError("sizes must be whole numbers")
+    return sizes

@@ -16,12 +16,12 @@ from .plan import Task
 from .pool import Pool, PoolOptions
 from .sampling import Reader
 
-CLOSED = "this feed is closed: open the loader again, at the cursor of the last delivery"
+CLOSED = "this feed is closed: open its source again, at the cursor of the last delivery"
+FAILED = "this feed failed before and cannot go on: open its source again, at the cursor of the last delivery"
 REPLACED = (
     "this feed ended because its loader was opened again, and a loader feeds one reader at a time: "
-    "give the second reader a loader of its own, loader.replace()"
+    "give each reader a loader of its own, such as loader.replace()"
 )
-FAILED = "this feed failed before and cannot go on: open the loader again, at the cursor of the last delivery"
 
 
 class Engine:
@@ -29,59 +29,39 @@ class Engine:
 
     def __init__(self, reader: Reader, options: PoolOptions) -> None:
         self._reader = reader
-        self._options = options
-        self._pool: Pool | None = None
+        self._pool = Pool(reader, options) if options.workers else None
+        self._pin = options.pin_memory
         self._feed: weakref.ref[LoaderFeed] | None = None
 
     def start(self, assignments: Iterable[Assignment], tasks: Iterator[Task], owner: Any) -> LoaderFeed:
         """A feed of the assignments, whose batches are those of the tasks. Ends the feed before it."""
         self._end_feed(REPLACED)
-        feed = LoaderFeed(assignments, self._batches(tasks), owner)
+        batches = self._read_here(tasks) if self._pool is None else self._pool.stream(tasks)
+        feed = LoaderFeed(assignments, batches, owner)
         self._feed = weakref.ref(feed)
         return feed
 
     def close(self) -> None:
         """End the feed and stop the workers; starting again starts new ones."""
         self._end_feed(CLOSED)
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close()
+        if self._pool is not None:
+            self._pool.close()
 
     def _end_feed(self, reason: str) -> None:
         feed = self._feed() if self._feed is not None else None
         if feed is not None:
             feed.end(reason)
 
-    def _batches(self, tasks: Iterator[Task]) -> Iterator[Any]:
-        if self._options.workers == 0:
-            return self._read_here(tasks)
-        return self._read_there(tasks)
-
     def _read_here(self, tasks: Iterator[Task]) -> Iterator[Any]:
-        pin = self._options.pin_memory and torch.cuda.is_available()
+        pin = self._pin and torch.cuda.is_available()
         for task in tasks:
             with random.preserved_globals() if self._reader.seeds_globals else contextlib.nullcontext():
                 batch = self._reader.read(task)
             yield tree.map(_pinned, batch) if pin else batch
 
-    def _read_there(self, tasks: Iterator[Task]) -> Iterator[Any]:
-        if self._pool is None:
-            self._pool = Pool(self._reader, self._options)
-        pool = self._pool
-        try:
-            return _until_closed(pool.stream(tasks), pool, self)
-        except BaseException:
-            self._drop(pool)
-            raise
-
-    def _drop(self, pool: Pool) -> None:
-        pool.close()
-        if self._pool is pool:
-            self._pool = None
-
 
 class LoaderFeed:
-    """The deliveries of a loader, one per iteration. See `helios_fn.types.Feed`."""
+    """The deliveries of a loader, one per iteration; see `helios_fn.types.Feed`."""
 
     def __init__(self, assignments: Iterable[Assignment], batches: Iterator[Any], owner: Any) -> None:
         self._assignments = iter(assignments)
@@ -95,11 +75,9 @@ class LoaderFeed:
     def __next__(self) -> Delivery:
         if self._ended is not None:
             raise RuntimeError(self._ended)
+        positions, start, count, cursor = next(self._assignments)
         try:
-            positions, start, count, cursor = next(self._assignments)
             items = tuple([next(self._batches) for _ in positions])
-        except StopIteration:
-            raise
         except BaseException:
             # Part of the iteration may be gone: going on would skip data without a word.
             self.end(FAILED)
@@ -111,6 +89,7 @@ class LoaderFeed:
         self.end(CLOSED)
 
     def end(self, reason: str) -> None:
+        """End the feed; reading on raises with the reason."""
         if self._ended is None:
             self._ended, self._batches, self._owner = reason, iter(()), None
 

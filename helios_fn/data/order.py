@@ -21,16 +21,17 @@ from .permutation import Indices, Window, permutation
 
 @runtime_checkable
 class Order(Protocol):
-    """In which order an epoch visits the samples of a dataset of ``n`` samples.
-
-    ``name`` identifies the order in checkpoints, ``length`` is the number of visits in an epoch, and
-    ``open`` gives one epoch's indices for reading. ``key`` is the epoch's own key.
-    """
+    """In which order an epoch visits the samples of a dataset of ``n`` samples."""
 
     @property
-    def name(self) -> str: ...
-    def length(self, n: int) -> int: ...
-    def open(self, key: Key, epoch: int, n: int) -> Window: ...
+    def name(self) -> str:
+        """What identifies the order in checkpoints."""
+
+    def length(self, n: int) -> int:
+        """The number of visits in an epoch."""
+
+    def open(self, key: Key, epoch: int, n: int) -> Window:
+        """One epoch's indices, for reading windows of them. ``key`` is the epoch's own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,9 +41,11 @@ class Shuffled:
     name = "shuffled"
 
     def length(self, n: int) -> int:
+        """``n``."""
         return n
 
     def open(self, key: Key, epoch: int, n: int) -> Window:
+        """The epoch's permutation."""
         return permutation(key, n)
 
 
@@ -53,9 +56,11 @@ class Sequential:
     name = "sequential"
 
     def length(self, n: int) -> int:
+        """``n``."""
         return n
 
     def open(self, key: Key, epoch: int, n: int) -> Window:
+        """The positions themselves."""
         return lambda lo, hi: np.arange(lo, hi, dtype=np.int64)
 
 
@@ -76,12 +81,20 @@ class CustomOrder:
 
     @property
     def name(self) -> str:
+        """What identifies the order in checkpoints."""
         return self.label or f"custom {_name_of(self.function)}"
 
     def length(self, n: int) -> int:
+        """The number of indices in an epoch."""
         return n if self.samples is None else self.samples
 
     def open(self, key: Key, epoch: int, n: int) -> Window:
+        """One epoch's indices.
+
+        Raises:
+            ValueError: the function gives another number of indices, or one outside of the dataset.
+            TypeError: what it gives are no integers.
+        """
         indices = _checked(self.function(key, epoch, n), n, self.name)
         if len(indices) != self.length(n):
             raise ValueError(
@@ -108,9 +121,11 @@ class CustomBatches:
 
     @property
     def name(self) -> str:
+        """What identifies the order in checkpoints."""
         return self.label or f"custom {_name_of(self.function)}"
 
     def open(self, key: Key, epoch: int, n: int) -> list[Indices]:
+        """One epoch's batches; raises as `CustomOrder` does."""
         batches = [_checked(batch, n, self.name) for batch in self.function(key, epoch, n)]
         if len(batches) != self.batches:
             raise ValueError(

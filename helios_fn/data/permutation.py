@@ -68,6 +68,7 @@ class Feistel:
         self._keys = _words(key, ROUNDS)
 
     def __call__(self, positions: npt.ArrayLike) -> Indices:
+        """The image of each position; all must be in ``range(n)``."""
         result = self._permute(np.asarray(positions, dtype=np.uint64))
         outside = np.flatnonzero(result >= self.n)
         while outside.size:

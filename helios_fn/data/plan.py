@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from .. import random
 from ..types import Key
-from .order import CustomBatches, Order, epoch_key
+from .order import CustomBatches, CustomOrder, Order, Sequential, Shuffled, epoch_key
+from .permutation import Indices
 
-ReadBatch: TypeAlias = Callable[[int], list[int]]
+ReadBatch: TypeAlias = Callable[[int], Indices]
 
 
 class Task(NamedTuple):
@@ -18,7 +19,7 @@ class Task(NamedTuple):
     key: tuple[int, int]
     epoch: int
     batch: int
-    indices: list[int]
+    indices: Indices
 
 
 class FixedSize(NamedTuple):
@@ -35,17 +36,18 @@ class FixedSize(NamedTuple):
 
     @property
     def batches(self) -> int:
+        """The number of batches in an epoch."""
         length = self.order.length(self.n)
         whole = length // self.batch_size if self.drop_last else -(-length // self.batch_size)
         return whole if self.limit is None else min(whole, self.limit)
 
     def open(self, key: Key, epoch: int) -> ReadBatch:
+        """One epoch, for reading the indices of its batches."""
         window, size, length = self.order.open(key, epoch, self.n), self.batch_size, self.order.length(self.n)
 
-        def read(batch: int) -> list[int]:
+        def read(batch: int) -> Indices:
             start = batch * size
-            found: list[int] = window(start, min(start + size, length)).tolist()
-            return found
+            return window(start, min(start + size, length))
 
         return read
 
@@ -59,24 +61,76 @@ class GivenBatches(NamedTuple):
 
     @property
     def batches(self) -> int:
+        """The number of batches in an epoch."""
         return self.order.batches if self.limit is None else min(self.order.batches, self.limit)
 
     def open(self, key: Key, epoch: int) -> ReadBatch:
-        listed = self.order.open(key, epoch, self.n)
-
-        def read(batch: int) -> list[int]:
-            found: list[int] = listed[batch].tolist()
-            return found
-
-        return read
+        """One epoch, for reading the indices of its batches."""
+        return self.order.open(key, epoch, self.n).__getitem__
 
 
 Plan: TypeAlias = FixedSize | GivenBatches
 
 
+def make_plan(
+    n: int,
+    batch_size: int | None,
+    *,
+    shuffle: bool | None = None,
+    order: Any = None,
+    drop_last: bool = False,
+    limit: float | None = None,
+) -> Plan:
+    """The plan that a loader's arguments ask for.
+
+    Raises:
+        ValueError: a value is out of range, arguments contradict each other, or an epoch has no batch.
+        TypeError: ``order`` is no order.
+    """
+    chosen = _order(shuffle, order)
+    if isinstance(chosen, CustomBatches):
+        if batch_size is not None or drop_last:
+            raise ValueError("the order gives whole batches: leave drop_last out and set batch_size=None")
+        given = GivenBatches(chosen, n)
+        return given._replace(limit=_limit(limit, given.batches))
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+    fixed = FixedSize(chosen, n, batch_size, bool(drop_last))
+    if fixed.batches < 1:
+        raise ValueError(
+            f"not one batch in an epoch: the order '{chosen.name}' visits {chosen.length(n)} samples, a batch takes "
+            f"{batch_size} and drop_last={drop_last}; use a smaller batch_size or drop_last=False"
+        )
+    return fixed._replace(limit=_limit(limit, fixed.batches))
+
+
+def _order(shuffle: bool | None, order: Any) -> Order | CustomBatches:
+    if order is None:
+        return Sequential() if shuffle is False else Shuffled()
+    if shuffle is not None:
+        raise ValueError(f"shuffle={shuffle} and order={order!r} contradict each other: give one of them")
+    if isinstance(order, Order | CustomBatches) and not isinstance(order, type):
+        return order
+    if callable(order) and not isinstance(order, type):
+        return CustomOrder(order)
+    raise TypeError(f"order must be an Order or a function (key, epoch, n) -> indices, got {order!r}")
+
+
+def _limit(limit: float | None, batches: int) -> int | None:
+    if limit is None:
+        return None
+    if type(limit) is int and limit >= 1:
+        return min(limit, batches)
+    if type(limit) is float and 0.0 < limit <= 1.0:
+        return max(1, int(limit * batches))
+    raise ValueError(
+        f"the number of batches of an epoch must be an integer of at least 1 or a fraction in (0, 1], got {limit!r}"
+    )
+
+
 def tasks(plan: Plan, key: Key, phase: int, positions: Iterable[tuple[int, int]]) -> Iterator[Task]:
     """The tasks for a sequence of ``(epoch, batch)``; an order is opened when its epoch is first met."""
-    first, second = random.fold_in(key, "data").tolist()
+    first, second = random.fold_in(key, "data").tolist()  # signed, as int64 tensors take them
     opened: tuple[int, ReadBatch] | None = None
     for epoch, batch in positions:
         if opened is None or opened[0] != epoch:

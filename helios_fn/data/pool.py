@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import multiprocessing
 import multiprocessing.util
 import os
 import sys
@@ -25,66 +26,81 @@ from .sampling import Failure, Reader
 class PoolOptions(NamedTuple):
     """How workers are run; nothing here changes a byte of a batch."""
 
-    workers: int
-    prefetch: int
-    multiprocessing_context: Any
-    pin_memory: bool
-    worker_init: Callable[[int], None] | None
+    workers: int = 0
+    prefetch: int = 2
+    multiprocessing_context: Any = None
+    pin_memory: bool = False
+    worker_init: Callable[[int], None] | None = None
 
 
 class Pool:
-    """Worker processes that read the batches of one stream of tasks at a time."""
+    """Worker processes that read the batches of one stream of tasks at a time.
+
+    They start with the first stream, and again with the next one after `close` or a loss.
+    """
 
     def __init__(self, reader: Reader, options: PoolOptions) -> None:
+        self._reader = reader
+        self._options = options
         self._tasks = _Tasks()
+        self._loader: DataLoader[Any] | None = None
         self._iterator: Any = None
-        self._process = os.getpid()
-        self._loader: DataLoader[Any] = DataLoader(
-            reader,  # type: ignore[arg-type]  # whatever has __getitem__ will do
-            batch_size=None,
-            sampler=self._tasks,
-            collate_fn=_as_it_is,
-            num_workers=options.workers,
-            prefetch_factor=options.prefetch,
-            multiprocessing_context=options.multiprocessing_context,
-            pin_memory=options.pin_memory and torch.cuda.is_available(),
-            worker_init_fn=_WorkerStart(options.worker_init),
-            persistent_workers=True,
-            # Without one of its own, an iterator draws a seed from the global generator.
-            generator=torch.Generator(),
-        )
-        # Registered late, so that it runs before multiprocessing's own exit handler, which would kill the
-        # workers, which torch's signal handler would then report as an error.
+        self._process = 0
         self._at_exit = functools.partial(_close, weakref.ref(self))
-        atexit.register(self._at_exit)
 
     def stream(self, tasks: Iterator[Task]) -> Iterator[Any]:
         """The batches of ``tasks`` in order. Reading ahead starts at once; an earlier stream ends.
 
         Raises:
             TypeError: the workers cannot be started because something cannot be sent to them.
-            RuntimeError: (while reading) a batch could not be read, or a worker is gone; in the second
-                case the pool is closed.
+            RuntimeError: (also while reading) a batch could not be read, or a worker is gone.
         """
         self._tasks.source, self._tasks.error = tasks, None
         try:
-            self._iterator = iter(self._loader)
+            if self._loader is None:
+                self._loader = self._start()
+            with torch.device("cpu"):  # the iterator draws from that generator, whatever the default device
+                self._iterator = iter(self._loader)
+            _stop_signalling(self._iterator)
         except Exception as error:
             raise self._explained(error) from error
-        return self._results()
+        return self._results(self._iterator)
 
     def close(self) -> None:
-        """Stop the workers. In bounded time: a worker that does not listen is killed."""
+        """Stop the workers, in bounded time: one that does not listen is killed."""
         atexit.unregister(self._at_exit)
-        iterator, self._iterator = self._iterator, None
+        iterator, self._iterator, self._loader = self._iterator, None, None
         if iterator is not None and os.getpid() == self._process:
             # Not left to the garbage collector: a traceback may keep the iterator alive.
             iterator._shutdown_workers()
 
-    def _results(self) -> Iterator[Any]:
+    def _start(self) -> DataLoader[Any]:
+        # Registered late, so that it runs before multiprocessing's own exit handler, which would kill the
+        # workers, which torch's signal handler would then report as an error.
+        atexit.register(self._at_exit)
+        self._process = os.getpid()
+        options, context = self._options, self._options.multiprocessing_context
+        if context is None or isinstance(context, str):
+            context = multiprocessing.get_context(context)
+        return DataLoader(
+            self._reader,  # type: ignore[arg-type]  # all that is asked of it is __getitem__
+            batch_size=None,
+            sampler=self._tasks,
+            collate_fn=_as_it_is,
+            num_workers=options.workers,
+            prefetch_factor=options.prefetch,
+            multiprocessing_context=context,
+            pin_memory=options.pin_memory and torch.cuda.is_available(),
+            worker_init_fn=_WorkerStart(options.worker_init, forked=context.get_start_method() == "fork"),
+            persistent_workers=True,
+            # Without one of its own, an iterator draws a seed from the global generator.
+            generator=torch.Generator("cpu"),
+        )
+
+    def _results(self, iterator: Iterator[Any]) -> Iterator[Any]:
         while True:
             try:
-                result = next(self._iterator)
+                result = next(iterator)
             except StopIteration:
                 return
             except Exception as error:
@@ -97,9 +113,8 @@ class Pool:
         """The error to raise in place of one that came out of the `DataLoader`."""
         if error is self._tasks.error:
             return RuntimeError(f"the next batch could not be planned ({type(error).__name__}: {error})")
-        started = self._iterator is not None
         self.close()
-        if started or isinstance(error, RuntimeError):
+        if isinstance(error, RuntimeError):
             return RuntimeError(
                 f"a worker process of the loader is gone ({error}). It was killed (out of memory?) or left by "
                 "itself; open the loader again to go on with new workers, or use workers=0 to see what happens"
@@ -112,38 +127,45 @@ class Pool:
 
 
 class _Tasks(Sampler[Task]):
-    """The sampler of the `DataLoader`: hands out whatever it is given last."""
+    """The sampler of the `DataLoader`: hands out what it was given last."""
 
     def __init__(self) -> None:
         self.source: Iterator[Task] = iter(())
         self.error: Exception | None = None
 
     def __iter__(self) -> Iterator[Task]:
-        source = self.source
-        while True:
-            try:
-                task = next(source)
-            except StopIteration:
-                return
-            except Exception as error:
-                self.error = error
-                raise
-            yield task
+        try:
+            yield from self.source
+        except Exception as error:
+            self.error = error
+            raise
 
 
 class _WorkerStart:
     """Prepares a worker process, then calls the user's own preparation."""
 
-    def __init__(self, user: Callable[[int], None] | None) -> None:
+    def __init__(self, user: Callable[[int], None] | None, *, forked: bool) -> None:
         self._user = user
+        self._forked = forked
 
     def __call__(self, worker: int) -> None:
-        if multiprocessing.get_start_method(allow_none=True) != "fork":
-            # Interpreters that were not forked sometimes abort while they are torn down, which the main
-            # process would take for a crash. Leave before that, as the last of the exit handlers.
+        if not self._forked:
+            # A fresh interpreter sometimes aborts while it is torn down, which the main process would take
+            # for a crash. Leave before that, as the last of multiprocessing's exit handlers.
             multiprocessing.util.Finalize(None, _leave, exitpriority=-1000)
         if self._user is not None:
             self._user(worker)
+
+
+def _stop_signalling(iterator: Any) -> None:
+    """Have the loss of a worker noticed while waiting for its batch, within 5 seconds.
+
+    By default torch notices it at once, in a signal handler that raises in the middle of whatever the main
+    process does then, which may be an update that must not be cut in two.
+    """
+    if getattr(iterator, "_worker_pids_set", False):
+        torch.utils.data._utils.signal_handling._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
 
 
 def _leave() -> None:

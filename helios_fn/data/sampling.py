@@ -23,14 +23,15 @@ _PLAIN = (torch.Tensor, np.ndarray, np.generic, bool, int, float, complex, str, 
 
 @runtime_checkable
 class KeyedDataset(Protocol):
-    """A dataset whose samples take their randomness from a generator instead of global state.
-
-    ``keyed_item(index, rng)`` is called in place of ``__getitem__``. ``rng`` is keyed by (key, epoch,
-    index) and belongs to this one call: draw from it, do not keep it.
-    """
+    """A dataset whose samples take their randomness from a generator instead of global state."""
 
     def __len__(self) -> int: ...
-    def keyed_item(self, index: int, rng: np.random.Generator, /) -> Any: ...
+
+    def keyed_item(self, index: int, rng: np.random.Generator, /) -> Any:
+        """The sample, in place of ``__getitem__``.
+
+        ``rng`` is keyed by (key, epoch, index) and belongs to this one call: draw from it, do not keep it.
+        """
 
 
 class Failure(NamedTuple):
@@ -60,6 +61,7 @@ class Reader:
         indexable = self._drawless and self._collate is default_collate
         self._tensors: Sequence[torch.Tensor] | None = dataset.tensors if indexable else None
         self.seeds_globals = seed_globals and not indexable
+        self._rng: np.random.Generator | None = None
 
     def read(self, task: Task) -> Any:
         """The batch of a task.
@@ -68,11 +70,12 @@ class Reader:
             RuntimeError: the dataset, the transform or the collate function raised; names the sample.
         """
         if self._tensors is not None:
-            return [tensor.index_select(0, torch.tensor(task.indices, device=tensor.device)) for tensor in self._tensors]
-        key = torch.tensor(task.key, dtype=torch.int64)
+            indices = torch.from_numpy(task.indices)
+            return [tensor.index_select(0, indices.to(tensor.device)) for tensor in self._tensors]
+        key = torch.tensor(task.key, dtype=torch.int64, device="cpu")
         samples = self._samples(key, task)
         if self.seeds_globals:
-            random.seed_globals(random.sample_words(random.fold_in(key, "collate"), task.epoch, np.array([task.batch]))[0])
+            seed_globals_for(key, "collate", task.epoch, task.batch)
         try:
             return self._collate(samples)
         except Exception as error:
@@ -93,13 +96,14 @@ class Reader:
         return batch
 
     def _samples(self, key: Key, task: Task) -> list[Any]:
+        indices = task.indices.tolist()
         plain = self._drawless or not (self.seeds_globals or self._keyed or self._transform is not None)
         if plain and hasattr(self._dataset, "__getitems__"):
-            return self._many(task.indices)
+            return self._many(indices)
         if plain:
-            return [self._one(index, None) for index in task.indices]
-        words = random.sample_words(key, task.epoch, np.asarray(task.indices, dtype=np.int64))
-        return [self._one(index, row) for index, row in zip(task.indices, words, strict=True)]
+            return [self._one(index, None) for index in indices]
+        words = random.sample_words(key, task.epoch, task.indices)
+        return [self._one(index, row) for index, row in zip(indices, words, strict=True)]
 
     def _many(self, indices: list[int]) -> list[Any]:
         try:
@@ -113,12 +117,18 @@ class Reader:
                 random.seed_globals(words)
             if not self._keyed and self._transform is None:
                 return self._dataset[index]
-            rng = random.sample_generator(words)
+            rng = self._rng = random.sample_generator(words, reuse=self._rng)
             sample = self._dataset.keyed_item(index, rng) if self._keyed else self._dataset[index]
             return sample if self._transform is None else self._transform(sample, rng)
         # SystemExit too: a dataset that exits would take its worker along without a word.
         except (Exception, SystemExit) as error:
             raise RuntimeError(f"sample {index} could not be read ({_brief(error)})") from error
+
+
+def seed_globals_for(key: Key, name: str, epoch: int, index: int) -> None:
+    """Seed the global generators for one call of a user's function."""
+    words = random.sample_words(random.fold_in(key, name), epoch, np.array([index], np.int64))
+    random.seed_globals(words[0])
 
 
 def _brief(error: BaseException) -> str:

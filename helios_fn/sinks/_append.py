@@ -8,6 +8,7 @@ mended by cutting again.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -27,7 +28,7 @@ class AppendFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab", buffering=0)
+        self._file = io.FileIO(path, "a")
         self._size = self._file.seek(0, os.SEEK_END)
         self._durable = -1
         self._pending = bytearray()
@@ -82,15 +83,23 @@ def cut(path: Path, size: int, superseded: Path | None) -> bool:
     return True
 
 
-def set_aside(path: Path, superseded: Path | None) -> None:
-    """Move a file or folder away whole: into ``superseded``, or to ``<path>.<number>`` beside it."""
-    if superseded is not None:
-        make_folder(superseded)
-    target = _spare(path if superseded is None else superseded / path.name)
+def set_aside(path: Path, target: Path) -> None:
+    """Move a file to ``target``, or to a free name beside it where that is taken."""
+    make_folder(target.parent)
+    target = spare(target)
     shutil.move(path, target)
-    sync_folder(path.parent)
     sync_folder(target.parent)
-    logger.warning("log %s existed before this run: it is now %s", path, target)
+    sync_folder(path.parent)
+    logger.warning("log %s is not this run's: it was moved to %s", path, target)
+
+
+def spare(path: Path) -> Path:
+    """``path``, or the first of ``path.1``, ``path.2``, ... when it is taken."""
+    spare, count = path, 0
+    while spare.exists():
+        count += 1
+        spare = path.with_name(f"{path.name}.{count}")
+    return spare
 
 
 def make_folder(folder: Path) -> None:
@@ -133,14 +142,5 @@ def _keep(file: BinaryIO, folder: Path, name: str) -> None:
         shutil.copyfileobj(file, copy)
         copy.flush()
         os.fsync(copy.fileno())
-    os.replace(partial, _spare(folder / name))
+    os.replace(partial, spare(folder / name))
     sync_folder(folder)
-
-
-def _spare(path: Path) -> Path:
-    """``path``, or the first of ``path.1``, ``path.2``, ... when it is taken."""
-    spare, count = path, 0
-    while spare.exists():
-        count += 1
-        spare = path.with_name(f"{path.name}.{count}")
-    return spare

@@ -43,11 +43,11 @@ class LineLog:
         with explained(self.name, path):
             make_folder(path.parent)
             if offset is not None:
-                if not cut(path, offset, info.superseded) and path.exists():
+                if not cut(path, offset, info.superseded) and path.is_file():
                     # Shortened by hand, perhaps within a line: the next row must not continue it.
                     cut(path, path.read_bytes().rfind(b"\n") + 1, info.superseded)
-            elif path.exists() and path.stat().st_size:
-                set_aside(path, info.superseded)
+            elif path.is_file() and path.stat().st_size:
+                set_aside(path, (info.superseded or path.parent) / path.name)
             self._file = AppendFile(path)
 
     def write(self, row: Row) -> None:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import functools
 import struct
 
+import numpy as np
+
+_REACH = 512  # bytes: a row of some twenty metrics
+
 
 def _table_entry(byte: int) -> int:
     for _ in range(8):
@@ -25,11 +29,33 @@ def frame(data: bytes) -> bytes:
 
 
 def crc32c(data: bytes) -> int:
-    """The Castagnoli CRC of RFC 3720; a quarter of the time of TensorBoard's own in Python."""
-    crc, table = 0xFFFFFFFF, _TABLE
+    """The Castagnoli CRC of RFC 3720. TensorBoard's own loops over the bytes in Python, for most of a row's time."""
+    length = len(data)
+    if length > _REACH:
+        return _bytewise(data, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    # A CRC is linear over XOR: the sum of what each byte contributes from its place, and of the start value.
+    places, contributions, starts = _contributions()
+    found = contributions.take(places[_REACH - length :] + np.frombuffer(data, np.uint8))
+    return int(np.bitwise_xor.reduce(found)) ^ starts[length] ^ 0xFFFFFFFF
+
+
+def _bytewise(data: bytes, register: int) -> int:
     for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
+        register = _TABLE[(register ^ byte) & 0xFF] ^ (register >> 8)
+    return register
+
+
+@functools.cache
+def _contributions() -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Where each place's table begins, the tables by distance from the end, the start value after n bytes."""
+    tables = np.empty((_REACH, 256), np.uint32)
+    tables[0] = _TABLE
+    starts = [0xFFFFFFFF]
+    for distance in range(1, _REACH):
+        tables[distance] = tables[0][tables[distance - 1] & 0xFF] ^ (tables[distance - 1] >> 8)
+    for _ in range(_REACH):
+        starts.append(_bytewise(b"\0", starts[-1]))
+    return np.arange(_REACH)[::-1] * 256, tables.ravel(), starts
 
 
 def _masked(crc: int) -> int:

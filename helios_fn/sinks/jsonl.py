@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import Any
 from ..types import Row
 from ._lines import LineLog
 
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_quote = functools.lru_cache(maxsize=256)(json.dumps)  # a run has few names and writes them often
 
 
 class JsonLines(LineLog):
@@ -34,16 +35,10 @@ class JsonLines(LineLog):
 
     def encode(self, row: Row) -> str:
         """The row as one JSON object."""
-        metrics = {name: _to_json(float(value)) for name, value in row.metrics.items()}
-        return _encode(
-            {
-                "kind": row.kind,
-                "iteration": row.iteration,
-                "micro_step": row.micro_step,
-                "epoch": row.epoch,
-                "metrics": metrics,
-                "time": _to_json(row.time),
-            }
+        metrics = ",".join([f"{_quote(name)}:{_number(value)}" for name, value in row.metrics.items()])
+        return (
+            f'{{"kind":"{row.kind}","iteration":{row.iteration},"micro_step":{row.micro_step},"epoch":{row.epoch},'
+            f'"metrics":{{{metrics}}},"time":{_number(row.time)}}}'
         )
 
 
@@ -65,13 +60,15 @@ def read_rows(path: str | PathLike[str]) -> list[Row]:
     return rows
 
 
-def _to_json(value: float) -> float | str:
+def _number(value: float) -> str:
+    value = float(value)
     if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return repr(value)
+    return '"NaN"' if math.isnan(value) else '"Infinity"' if value > 0 else '"-Infinity"'
 
 
 def _to_row(fields: Mapping[str, Any]) -> Row:
     # float() reads the three strings of the class docstring as well.
     metrics = {name: float(value) for name, value in fields["metrics"].items()}
-    return Row(**{**fields, "metrics": metrics, "time": float(fields["time"])})
+    rest = {field: fields[field] for field in ("kind", "iteration", "micro_step", "epoch")}
+    return Row(**rest, metrics=metrics, time=float(fields["time"]))

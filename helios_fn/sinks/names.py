@@ -75,5 +75,7 @@ def check_sinks(sinks: Iterable[Any]) -> None:
         path = getattr(sink, "path", None)
         if isinstance(path, Path):
             if path.resolve() in paths:
-                raise ValueError(f"sink {sink.name!r} writes to {str(path)!r} as another sink does: give it its own path")
+                raise ValueError(
+                    f"sink {sink.name!r} writes to {str(path)!r} as another sink does: give it its own path"
+                )
             paths.add(path.resolve())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..types import Json, Row, RunInfo
-from ._append import AppendFile, cut, explained, make_folder, set_aside, sync_folder
+from ._append import AppendFile, cut, explained, make_folder, set_aside, spare, sync_folder
 from ._tfrecord import frame
 from .names import check_name, locate
 
@@ -27,7 +27,7 @@ class TensorBoard:
     ``torch.utils.tensorboard``). Values are float32, as TensorBoard's are; `JsonLines` keeps them exactly.
 
     Events are written by the caller, without a thread: a row survives the process as soon as it is written.
-    The mark is ``{"files": {name: size in bytes}}``.
+    The mark is ``{"files": {name: size in bytes}, "iteration": that of the last row, or -1}``.
 
     Args:
         path: the folder; ``None`` for ``<name>`` in the log folder.
@@ -40,6 +40,7 @@ class TensorBoard:
         self._file: AppendFile | None = None
         self._file_name = ""
         self._earlier: dict[str, int] = {}
+        self._iteration = -1
         self._tags: dict[tuple[str, str], str] = {}
         self._event: Any = None
 
@@ -55,7 +56,7 @@ class TensorBoard:
         """
         self.close()
         self._event = _event_class()
-        self._earlier = _sizes(mark, self.name)
+        self._earlier, self._iteration = _parse(mark, self.name)
         folder = locate(self.path, info, self.name, self.name)
         with explained(self.name, folder):
             make_folder(folder)
@@ -64,19 +65,22 @@ class TensorBoard:
             _restore(folder, self._earlier, info.superseded, fresh=mark is None)
             self._file_name = f"events.out.tfevents.{stamp:010}.helios_fn"
             self._file = AppendFile(folder / self._file_name)
-            self._write_head(None if mark is None else info.start_iteration + 1)
+            self._write_head(None if mark is None else self._iteration + 1)
 
     def write(self, row: Row) -> None:
         """Append the row's scalars; a watching TensorBoard sees them at once."""
+        file = self._opened()
         event = self._event(wall_time=row.time, step=row.iteration)
         add = event.summary.value.add
         for metric, value in row.metrics.items():
             add(tag=self._tag(row.kind, metric), simple_value=value)
-        self._opened().write(frame(event.SerializeToString()))
+        file.write(frame(event.SerializeToString()))
+        self._iteration = row.iteration
 
     def flush(self) -> Json:
         """Make the events durable and return the mark."""
-        return {"files": {**self._earlier, self._file_name: self._opened().flush()}}
+        size = self._opened().flush()
+        return {"files": {**self._earlier, self._file_name: size}, "iteration": self._iteration}
 
     def close(self) -> None:
         """Flush and close. Closing twice, or before opening, is allowed."""
@@ -114,35 +118,34 @@ def _event_class() -> Any:
     return Event
 
 
-def _sizes(mark: Json, sink: str) -> dict[str, int]:
-    """The files of a mark and their sizes. Names are matched, for they decide what is cut."""
+def _parse(mark: Json, sink: str) -> tuple[dict[str, int], int]:
+    """The files of a mark with their sizes, and its iteration. Names are matched, for they decide what is cut."""
     if mark is None:
-        return {}
-    files = mark.get("files") if isinstance(mark, dict) else None
+        return {}, -1
+    fields = mark if isinstance(mark, dict) else {}
+    files, iteration = fields.get("files"), fields.get("iteration")
     sizes: dict[str, int] = {}
-    for name, size in files.items() if isinstance(files, dict) else [("", None)]:
-        if not _FILE.fullmatch(name) or type(size) is not int or size < 0:
-            raise ValueError(
-                f"the checkpoint's mark of sink {sink!r} is {mark!r}, not one that TensorBoard made: "
-                "was another kind of sink given this name?"
-            )
-        sizes[name] = size
-    return sizes
+    for name, size in files.items() if isinstance(files, dict) else ():
+        if _FILE.fullmatch(name) and type(size) is int and size >= 0:
+            sizes[name] = size
+    if type(iteration) is not int or sizes != files:
+        raise ValueError(
+            f"the checkpoint's mark of sink {sink!r} is {mark!r}, not one that TensorBoard made: "
+            "was another kind of sink given this name?"
+        )
+    return sizes, iteration
 
 
 def _restore(folder: Path, sizes: dict[str, int], superseded: Path | None, *, fresh: bool) -> None:
     """Leave exactly the events of ``sizes`` in ``folder``. Idempotent: a crash in between does no harm."""
-    if fresh and superseded is None:
-        # Out of this folder, or TensorBoard would show two runs as one.
-        if _ours(folder):
-            set_aside(folder, None)
-            make_folder(folder)
-        return
-    kept = superseded and superseded / folder.name
-    for name in _ours(folder):
-        if name not in sizes and kept is not None:
-            set_aside(folder / name, kept)
-        elif name not in sizes:
+    beyond = [name for name in _ours(folder) if name not in sizes]
+    kept = superseded / folder.name if superseded is not None else None
+    if kept is None and fresh and beyond:
+        kept = spare(folder)  # a folder of its own, or TensorBoard would show two runs as one
+    for name in beyond:
+        if kept is not None:
+            set_aside(folder / name, kept / name)
+        else:
             (folder / name).unlink()
     sync_folder(folder)
     for name, size in sizes.items():

@@ -1,0 +1,137 @@
+"""The manifest of a checkpoint: what it is, what its files hold, and how to tell that it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import re
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+
+from ..errors import CheckpointError, ResumeRefused
+from ..types import Json
+from . import canonical
+from .files import FileEntry
+
+FORMAT = 1
+FILE_NAME = "manifest.json"
+MAX_SIZE = 16 << 20
+_INDENT = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Manifest(NamedTuple):
+    """What a checkpoint says about itself.
+
+    Attributes:
+        run: the name of the run that wrote it.
+        epoch: completed epochs.
+        iteration: completed calls of ``step``.
+        micro_step: consumed micro-batches; Helios' ``global_iteration``.
+        metadata: the last part of the folder's name.
+        files: the other files, by name.
+        versions: the libraries that wrote it.
+        record: whatever the caller wanted to be kept; any JSON object.
+    """
+
+    run: str
+    epoch: int
+    iteration: int
+    micro_step: int
+    metadata: str
+    files: dict[str, FileEntry]
+    versions: dict[str, str]
+    record: dict[str, Json]
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries in this process."""
+    try:
+        own = importlib.metadata.version("helios_fn")
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+        own = "unknown"
+    return {
+        "helios_fn": own,
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The bytes of the manifest file; `decode` accepts them.
+
+    Raises:
+        TypeError: the record is not made of JSON values.
+        ValueError: the record is too large or nested too deeply, or a count is negative.
+    """
+    body: dict[str, Any] = manifest._asdict() | {"format": FORMAT}
+    body["files"] = {name: entry._asdict() for name, entry in manifest.files.items()}
+    _check_counts(body)
+    try:
+        data = canonical.dump(body | {"digest": _digest(body)}, indent=_INDENT)
+        canonical.parse(data, indent=_INDENT)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"record cannot be stored as JSON: {error}") from error
+    if len(data) > MAX_SIZE:
+        raise ValueError(f"record makes a manifest of {len(data)} bytes; at most {MAX_SIZE} are possible")
+    return data
+
+
+def decode(data: bytes) -> Manifest:
+    """Parse the bytes of a manifest file. A change of any bit of them is noticed.
+
+    Raises:
+        CheckpointError: the bytes are not those that `encode` wrote.
+        ResumeRefused: they were written in another version of the format.
+    """
+    try:
+        body = canonical.parse(data, indent=_INDENT)
+        if not isinstance(body, dict):
+            raise ValueError("not an object")
+        digest = body.pop("digest", None)
+        if digest != _digest(body):
+            raise ValueError("its digest differs from its content")
+        found = body.pop("format", None)
+        if found == FORMAT:
+            return _from_body(body)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{FILE_NAME} is damaged: {error}") from error
+    raise ResumeRefused(
+        f"{FILE_NAME} is written in format {str(found)[:40]}; this version of helios_fn reads format {FORMAT}: "
+        "use the version that wrote it"
+    )
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical.dump(body)).hexdigest()
+
+
+def _from_body(body: dict[str, Any]) -> Manifest:
+    if body.keys() != set(Manifest._fields):
+        raise ValueError(f"its fields are {', '.join(sorted(body))}"[:400])
+    _check_counts(body)
+    for name, kind in {"run": str, "metadata": str, "files": dict, "versions": dict, "record": dict}.items():
+        if type(body[name]) is not kind:
+            raise ValueError(f"{name} is not a {kind.__name__}")
+    return Manifest(**body | {"files": {name: _file_entry(entry) for name, entry in body["files"].items()}})
+
+
+def _check_counts(body: dict[str, Any]) -> None:
+    for name in ("epoch", "iteration", "micro_step"):
+        if type(body[name]) is not int or not 0 <= body[name] < 1 << 63:
+            raise ValueError(f"{name} must be a whole number of at least 0, got {str(body[name])[:40]}")
+
+
+def _file_entry(entry: Any) -> FileEntry:
+    if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
+        raise ValueError("a file without size and digest")
+    size, sha256 = entry["size"], entry["sha256"]
+    if type(size) is not int or not 0 <= size < 1 << 63:
+        raise ValueError("a file's size is not a count")
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise ValueError("a file's digest is not a SHA-256")
+    return FileEntry(size, sha256)

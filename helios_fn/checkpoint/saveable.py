@@ -1,0 +1,103 @@
+"""Which trees can be saved exactly; the others are refused by path, with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+
+from ..types import Tree
+from .leaves import DTYPE_NAMES, MAX_DIMENSIONS, SCALARS, is_text
+from .storages import extent_of
+from .structure import MAX_DEPTH, expected_leaf, is_key, join, open_node, outline, plain_problem
+
+
+def check_saveable(tree: Tree, *, free: Collection[str] = ()) -> None:
+    """Check that each leaf of ``tree`` can be saved and comes back with the same bits.
+
+    ``free`` are paths that will be loaded without a template: they may hold dicts, lists, tuples,
+    ``None`` and leaves only.
+
+    Raises:
+        TypeError: naming every leaf that cannot, and the remedy.
+    """
+    found = list(_problems(tree, "", 0, free))
+    if found:
+        raise TypeError("these leaves cannot be saved exactly:\n" + "\n".join(f"  {problem}" for problem in found))
+
+
+def tensor_problem(tensor: torch.Tensor) -> str | None:
+    """Why a tensor cannot be saved exactly, and the remedy; ``None`` if it can."""
+    if isinstance(tensor, torch.nn.Parameter):
+        return "an nn.Parameter; pass its .detach()"
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return "a tensor inside a torch.func transform; save outside of it"
+    if type(tensor) is not torch.Tensor:
+        return f"a tensor subclass, {type(tensor).__qualname__}; convert it to a plain tensor"
+    if tensor.is_nested:
+        return "a nested tensor; pad it, or keep its components"
+    if tensor.layout != torch.strided:
+        return f"a tensor of layout {tensor.layout}; use .to_dense()"
+    if tensor.is_quantized:
+        return "a quantised tensor; keep .int_repr() and its scale and zero point"
+    if tensor.device.type == "meta":
+        return "a tensor on the meta device, which holds no values"
+    if tensor.requires_grad:
+        return "a tensor that requires grad; use .detach()"
+    if tensor.is_conj():
+        return "a conjugate view; use .resolve_conj()"
+    if tensor.is_neg():
+        return "a negative view; use .resolve_neg()"
+    if tensor.dtype not in DTYPE_NAMES:
+        return f"a tensor of dtype {tensor.dtype}; use another dtype"
+    if tensor.dim() > MAX_DIMENSIONS:
+        return f"a tensor of {tensor.dim()} dimensions; use at most {MAX_DIMENSIONS}"
+    return _memory_problem(tensor)
+
+
+def _memory_problem(tensor: torch.Tensor) -> str | None:
+    try:
+        available = tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):
+        return f"a tensor without accessible memory on {tensor.device}; use .cpu()"
+    if tensor.numel() and (tensor._is_zerotensor() or extent_of(tensor).stop > available):
+        return "a tensor whose memory was freed or never existed; use .clone() while it exists"
+    return None
+
+
+def _problems(node: Any, path: str, depth: int, free: Collection[str]) -> Iterator[str]:
+    if depth > MAX_DEPTH:
+        yield f"{path}: nested deeper than {MAX_DEPTH} containers; flatten it"
+        return
+    opened = open_node(node)
+    if opened is None:
+        problem = _leaf_problem(node)
+        if problem:
+            yield f"{path or '(root)'}: {problem}"
+        return
+    if path in free:
+        problem = plain_problem(outline(node, expected_leaf), path)
+        if problem:
+            yield problem
+    for part, child in opened.children.items():
+        yield from _problems(child, join(path, part), depth + 1, free)
+    for key in opened.keys:
+        if not is_key(key):
+            yield f"{path or '(root)'}: a dict key of type {type(key).__qualname__}; use text or whole numbers"
+    if len(opened.children) < len(opened.keys):
+        yield f"{path or '(root)'}: two dict keys that read the same; use text or whole numbers"
+
+
+def _leaf_problem(leaf: Any) -> str | None:
+    if isinstance(leaf, torch.Tensor):
+        return tensor_problem(leaf)
+    if type(leaf) in SCALARS:
+        return None if type(leaf) is not str or is_text(leaf) else "text with unpaired surrogates; decode it properly"
+    name = f"{type(leaf).__module__}.{type(leaf).__qualname__}".removeprefix("builtins.")
+    if type(leaf).__module__ == "numpy":
+        return f"a {name}; use torch.as_tensor(x) for an array, x.item() for a scalar"
+    for scalar in SCALARS:
+        if isinstance(leaf, scalar):
+            return f"a {name}, which is not exactly {scalar.__name__}; use {scalar.__name__}(x)"
+    return f"an object of type {name}; keep it outside of the state, or make it a tree with helios_fn.tree.register"

@@ -1,0 +1,15 @@
+"""Modules as functions, gradients, micro-batches and averages.
+
+`functional` splits a module into a function and its tensors; `value_and_grad` differentiates functions
+of trees; `microsteps` is the mean over one iteration's micro-batches; `ema` averages the parameters.
+"""
+
+from .averages import Average as Average
+from .averages import ema as ema
+from .functional import Functional as Functional
+from .functional import functional as functional
+from .grad import grad as grad
+from .grad import value_and_grad as value_and_grad
+from .mean import Mean as Mean
+from .microsteps import GradFn as GradFn
+from .microsteps import microsteps as microsteps

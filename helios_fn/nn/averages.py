@@ -1,0 +1,72 @@
+"""Running averages of the parameters, kept in the state and used for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from .. import tree
+from ..accumulate import widen
+from ..tracing import is_traced
+from ..types import Tree
+
+
+class Average(NamedTuple):
+    """A pure average of parameters.
+
+    ``init(params) -> shadow`` makes the first one; ``update(shadow, params, count) -> shadow`` makes
+    the next from the parameters after an update, ``count`` being the number of updates made by then.
+    The shadow has the structure and shapes of the parameters and shares no memory with them.
+    """
+
+    init: Callable[[Tree], Tree]
+    update: Callable[[Tree, Tree, Any], Tree]
+
+
+def ema(decay: float = 0.999) -> Average:
+    """The exponential moving average ``shadow = decay * shadow + (1 - decay) * params``.
+
+    Computed as ``torch.lerp(shadow, params, 1 - decay)``, so that the average of equal parameters is
+    exactly these. The first shadow is the initial parameters. Half precision parameters have a float32
+    shadow: in their own dtype ``1 - decay`` would mostly round to no change. Integer tensors and Python
+    scalars are copied, not averaged.
+
+    Raises:
+        ValueError: ``decay`` is not in ``0 <= decay < 1``.
+    """
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+        raise ValueError(f"decay must be a number with 0 <= decay < 1, got {decay!r}")
+    flatten_shadow, flatten_params = tree.Flattener(), tree.Flattener()
+
+    def init(params: Tree) -> Tree:
+        return tree.map(_copy, params)
+
+    def update(shadow: Tree, params: Tree, count: Any) -> Tree:
+        old, treespec = flatten_shadow(shadow)
+        new, other = flatten_params(params)
+        if treespec != other:
+            raise ValueError(f"the average has another structure than the params: {treespec} != {other}")
+        return tree.unflatten(treespec, _lerp(old, new, 1 - decay))
+
+    return Average(init, update)
+
+
+def _lerp(old: list[Any], new: list[Any], weight: float) -> list[Any]:
+    moving = [index for index, leaf in enumerate(new) if _is_averaged(leaf)]
+    starts, ends = [old[index] for index in moving], [widen(new[index].detach()) for index in moving]
+    if is_traced() or not moving:
+        between = [torch.lerp(start, end, weight) for start, end in zip(starts, ends, strict=True)]
+    else:
+        between = list(torch._foreach_lerp(starts, ends, weight))
+    averaged = iter(between)
+    return [next(averaged) if _is_averaged(leaf) else _copy(leaf) for leaf in new]
+
+
+def _copy(leaf: Any) -> Any:
+    return widen(leaf.detach()).clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _is_averaged(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())

@@ -1,0 +1,196 @@
+"""Values and gradients of functions of trees."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import optree
+import torch
+
+from .. import tree
+from ..tracing import is_traced
+from ..types import Tree
+from .session import Session
+
+OpenCall: TypeAlias = Callable[[Tree], tuple[torch.Tensor, Any]]
+"""A call of the user's function in which one argument is left open; returns loss and aux."""
+
+
+def value_and_grad(
+    fn: Callable[..., Any],
+    /,
+    *,
+    argnum: int = 0,
+    has_aux: bool = False,
+    higher_order: bool = False,
+) -> Callable[..., tuple[Any, Tree]]:
+    """A function that returns ``(value, grads)`` of ``fn``, or ``((value, aux), grads)`` with ``has_aux``.
+
+    ``fn`` returns a 0-d tensor, and with ``has_aux`` a pair of it and any tree. ``grads`` has the
+    structure of positional argument ``argnum``, whose leaves are floating point (or complex) tensors;
+    parameters that ``fn`` does not use get zeros. No input is written, no ``.grad`` touched, and what
+    comes back is detached. Gradients may share memory with each other: add to them out of place.
+
+    The gradient is taken by ``torch.autograd.grad`` on detached leaves (activation checkpointing and
+    old-style autograd functions work), or by ``torch.func`` where that would lose a derivative: inside
+    a ``torch.func`` transform, in a compiled region, in inference mode, where an argument is part of an
+    outer graph, or with ``higher_order``. Then the outputs stay differentiable by the outer level. Both
+    routes give the same bits. Tensors that ``fn`` closes over are constants, unless ``higher_order``.
+
+    Raises:
+        TypeError: the value is not a real tensor, ``fn`` does not return a pair with ``has_aux``, or a
+            leaf has no gradient (integers, Python scalars: they belong into the buffers).
+        ValueError: the value is not 0-d.
+
+    Example:
+        >>> value_and_grad(lambda params: (params["w"] ** 2).sum())({"w": torch.tensor([1.0, 2.0])})
+        (tensor(5.), {'w': tensor([2., 4.])})
+    """
+    flatten_params, flatten_rest, flatten_aux = tree.Flattener(), tree.Flattener(), tree.Flattener()
+
+    def split(result: Any) -> tuple[torch.Tensor, Any]:
+        if not has_aux:
+            return _check_loss(result), None
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"with has_aux=True the function must return (loss, aux), got {tree.describe(result)}")
+        return _check_loss(result[0]), result[1]
+
+    def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Tree]:
+        if not 0 <= argnum < len(args):
+            raise TypeError(f"argnum={argnum}, but the function was called with {len(args)} positional arguments")
+
+        def call(params: Tree) -> tuple[torch.Tensor, Any]:
+            return split(fn(*args[:argnum], params, *args[argnum + 1 :], **kwargs))
+
+        if higher_order or is_traced() or torch.is_inference_mode_enabled():
+            loss, aux, grads = _by_transform(call, args[argnum], argnum)
+        else:
+            leaves, treespec = flatten_params(args[argnum])
+            rest, _ = flatten_rest((args[:argnum], args[argnum + 1 :], kwargs))
+            if torch.is_grad_enabled() and (_any_in_graph(leaves) or _any_in_graph(rest)):
+                loss, aux, grads = _by_transform(call, args[argnum], argnum)
+            else:
+                loss, aux, found = _by_autograd(call, leaves, treespec, argnum)
+                aux, grads = _detached(aux, flatten_aux), tree.unflatten(treespec, found)
+        return ((loss, aux) if has_aux else loss), grads
+
+    return wrapped
+
+
+def grad(
+    fn: Callable[..., Any],
+    /,
+    *,
+    argnum: int = 0,
+    has_aux: bool = False,
+    higher_order: bool = False,
+) -> Callable[..., Any]:
+    """Like `value_and_grad`, but returns ``grads``, or ``(grads, aux)`` with ``has_aux``."""
+    both = value_and_grad(fn, argnum=argnum, has_aux=has_aux, higher_order=higher_order)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        value, grads = both(*args, **kwargs)
+        return (grads, value[1]) if has_aux else grads
+
+    return wrapped
+
+
+def _by_autograd(
+    call: OpenCall, leaves: list[torch.Tensor], treespec: optree.PyTreeSpec, argnum: int
+) -> tuple[torch.Tensor, Any, tuple[torch.Tensor, ...]]:
+    with torch.enable_grad(), Session():
+        try:
+            primals = [leaf.detach().requires_grad_() for leaf in leaves]
+        except (AttributeError, RuntimeError):
+            _check_leaves(tree.unflatten(treespec, leaves), argnum)
+            raise
+        loss, aux = call(tree.unflatten(treespec, primals))
+        if primals and loss.requires_grad:
+            grads = torch.autograd.grad(loss, primals, materialize_grads=True)
+        else:
+            grads = tuple(torch.zeros_like(leaf) for leaf in leaves)
+    return loss.detach(), aux, grads
+
+
+def _by_transform(call: OpenCall, params: Tree, argnum: int) -> tuple[torch.Tensor, Any, Tree]:
+    _check_leaves(params, argnum)
+    leaves, treespec = tree.flatten(params)
+    if not leaves:
+        loss, aux = call(params)
+        return loss, aux, params
+    returned: list[Any] = []
+
+    def of_leaves(leaves: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        loss, aux = call(tree.unflatten(treespec, leaves))
+        returned.append(aux)
+        # torch.func knows neither our nodes nor leaves other than tensors.
+        return loss, list(_tensors(aux))
+
+    grads, (loss, tensors) = torch.func.grad_and_value(of_leaves, has_aux=True)(leaves)
+    return loss, _with_tensors(returned[0], iter(tensors)), tree.unflatten(treespec, grads)
+
+
+def _check_loss(loss: Any) -> torch.Tensor:
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(f"the loss must be a 0-d tensor, got {tree.describe(loss)}")
+    if loss.dim() != 0:
+        raise ValueError(f"the loss must be a 0-d tensor, got {tree.describe(loss)}: take its mean or sum")
+    if loss.is_complex():
+        raise TypeError(f"the loss must be real, got {tree.describe(loss)}: take its real part or absolute value")
+    return loss
+
+
+def _check_leaves(params: Tree, argnum: int) -> None:
+    if torch.compiler.is_compiling():
+        return
+    for path, leaf in tree.items(params):
+        if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
+            raise TypeError(
+                f"argument {argnum} of the function holds {tree.describe(leaf)} at {path or 'its root'}: only "
+                "floating point and complex tensors have gradients; keep other leaves in the buffers"
+            )
+
+
+def _any_in_graph(leaves: list[Any]) -> bool:
+    """Whether a leaf has a derivative that the autograd route would lose (or refuse to take)."""
+    return any(isinstance(leaf, torch.Tensor) and (leaf.requires_grad or leaf.is_inference()) for leaf in leaves)
+
+
+def _detached(aux: Any, flatten: tree.Flattener) -> Any:
+    """``aux`` without the graph that its tensors would keep alive."""
+    leaves, treespec = flatten(aux)
+    if not any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves):
+        return aux
+    return tree.unflatten(treespec, [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
+
+
+def _tensors(node: Any) -> Iterator[torch.Tensor]:
+    """The tensors of a tree. By hand: dynamo does not trace optree on empty dicts."""
+    if isinstance(node, torch.Tensor):
+        yield node
+    elif isinstance(node, dict):
+        for child in node.values():
+            yield from _tensors(child)
+    elif isinstance(node, tuple | list):
+        for child in node:
+            yield from _tensors(child)
+    elif dataclasses.is_dataclass(node) and not isinstance(node, type):
+        for field in dataclasses.fields(node):
+            yield from _tensors(getattr(node, field.name))
+
+
+def _with_tensors(node: Any, tensors: Iterator[torch.Tensor]) -> Any:
+    """``node`` with the tensors that `_tensors` found replaced, in the same order."""
+    if isinstance(node, torch.Tensor):
+        return next(tensors)
+    if isinstance(node, dict):
+        return {name: _with_tensors(child, tensors) for name, child in node.items()}
+    if isinstance(node, tuple | list):
+        children = [_with_tensors(child, tensors) for child in node]
+        return type(node)(*children) if hasattr(node, "_fields") else type(node)(children)
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        names = [field.name for field in dataclasses.fields(node)]
+        return dataclasses.replace(node, **{name: _with_tensors(getattr(node, name), tensors) for name in names})
+    return node

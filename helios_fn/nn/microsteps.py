@@ -1,0 +1,82 @@
+"""One iteration's micro-batches through the gradient function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+
+from .. import random
+from ..state import micro_keys
+from ..types import Aux, Key, MicroBatches, Tree
+from .mean import Layout, Mean, mean_of_one
+from .reduction import SUMS, Block, FoldSum, Partial, Reduce, Term, TreeSum, reduce_alone
+from .report import read_aux, read_metrics, read_weight
+
+GradFn: TypeAlias = Callable[[Tree, Tree, Any, Key], tuple[tuple[torch.Tensor, Aux | None], Tree]]
+
+
+def microsteps(grad_fn: GradFn, state: Any, batch: Any, *, reduce: Reduce = reduce_alone) -> Mean:
+    """Call ``grad_fn`` on each micro-batch of this iteration and return the mean over all of them.
+
+    Every call gets the same ``state.params`` and ``state.buffers``, its micro-batch and its key, and
+    runs in a scope of that key.
+
+    A plain batch is one micro-batch, and its results are returned as they are. `MicroBatches` are
+    combined, in the order that ``batch.reduction`` names, into
+
+    - ``loss``, ``grads``, ``metrics``: ``sum(w_i * x_i) / sum(w_i)`` with the weights of `Aux`;
+    - floating point buffers: the state's plus the weighted mean of the changes, so elements that no
+      micro-batch changed keep their bits;
+    - other buffers: those of micro-batch 0. A counter thus advances once per iteration.
+
+    A micro-batch of weight 0 has no part in any mean, even if it is NaN. If the total weight is 0, loss,
+    gradients and metrics are zeros and the buffers are those of the state: make no update.
+
+    Args:
+        grad_fn: ``grad_fn(params, buffers, batch, key) -> ((loss, aux), grads)``, which is what
+            ``value_and_grad(loss_fn, has_aux=True)`` makes; ``aux`` is an `Aux` or ``None``.
+        state: has ``params``, ``buffers``, ``key`` and ``counters``, as `TrainState`.
+        batch: what the driver hands to a step.
+        reduce: the sum over processes; the default is that of a process alone.
+
+    Raises:
+        TypeError: ``aux``, a weight, a metric or a changing buffer is of the wrong kind.
+        ValueError: a weight is negative or not finite, a metric is not 0-d, micro-batches disagree on
+            their metrics or on which buffers they change, or there are none.
+    """
+    keys = micro_keys(state, batch)
+    if not isinstance(batch, MicroBatches):
+        return mean_of_one(_evaluate(grad_fn, state, batch, keys[0], 0), state.buffers)
+    if not batch.items:
+        raise ValueError(f"this process has none of the iteration's {batch.count} micro-batches")
+    layout: Layout | None = None
+    sums = [SUMS[batch.reduction](batch.start) for _ in range(Layout.PARTS)]
+    for index, (item, key) in enumerate(zip(batch.items, keys, strict=True), batch.start):
+        result = _evaluate(grad_fn, state, item, key, index)
+        if layout is None:
+            layout = Layout(result, index, state.buffers)
+        for total, part in zip(sums, layout.term(result, index), strict=True):
+            total.push(part)
+        del result  # its gradients would live through the next backward pass
+    assert layout is not None  # there was an item
+    return layout.mean(_reduced(sums, batch, reduce))
+
+
+def _evaluate(grad_fn: GradFn, state: Any, item: Any, key: Key, index: int) -> Mean:
+    """The results of one micro-batch, checked and detached."""
+    with random.scope(key):
+        (loss, returned), grads = grad_fn(state.params, state.buffers, item, key)
+    aux = read_aux(returned)
+    buffers = state.buffers if aux.buffers is None else aux.buffers
+    return Mean(loss.detach(), grads, buffers, read_metrics(aux.metrics), read_weight(aux.weight, index))
+
+
+def _reduced(sums: list[TreeSum | FoldSum], batch: MicroBatches, reduce: Reduce) -> list[Term]:
+    """The parts summed over all processes. They travel as one list, so that there is one collective."""
+    blocks = []
+    for parts in zip(*(total.blocks() for total in sums), strict=True):
+        blocks.append(Block(parts[0].start, parts[0].size, [leaf for part in parts for leaf in part.term]))
+    leaves = iter(reduce(Partial(blocks, batch.count, batch.reduction)))
+    return [[next(leaves) for _ in total.blocks()[0].term] for total in sums]

@@ -1,0 +1,123 @@
+"""What an optimiser is: a pair of pure functions, and how gradient transforms are put before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, overload
+
+import torch
+
+from ..types import Tree
+from .text import stable
+
+
+class Transform(NamedTuple):
+    """A gradient transform, such as clipping.
+
+    ``init(params) -> state`` makes its memory, an empty container if it has none.
+    ``update(grads, state, params, *, weight=1.0) -> (grads, state)`` gives the new gradients, a tree like
+    ``grads``. Both are pure: they write to no input, and the structure, shapes and dtypes of the state
+    never change.
+    """
+
+    init: Callable[[Tree], Tree]
+    update: Callable[..., tuple[Tree, Tree]]
+
+    def __repr__(self) -> str:
+        return _description(self)
+
+
+class Optimizer(NamedTuple):
+    """An optimiser as pure functions over trees.
+
+    Attributes:
+        init: ``init(params) -> opt_state``. All memory exists from here on: structure, shapes and
+            dtypes never change.
+        update: ``update(grads, opt_state, params, *, weight=1.0) -> (params, opt_state)``. Inputs are
+            not written to, and equal inputs give equal bits. ``grads`` is a tree like ``params``;
+            ``weight`` is the total weight (samples or tokens) that ``grads`` is a mean over, of which
+            `every` makes use. The result is not differentiable.
+        count: ``count(opt_state) -> int``, the updates applied so far; schedules are functions of it.
+        monitor: ``monitor(opt_state) -> dict[str, float]``, what is worth logging: the
+            ``learning_rate`` that the last update used, or that the first one will use.
+
+    ``repr`` tells how the optimiser was made, in the same words in every process.
+    """
+
+    init: Callable[[Tree], Tree]
+    update: Callable[..., tuple[Tree, Tree]]
+    count: Callable[[Tree], int]
+    monitor: Callable[[Tree], dict[str, float]]
+
+    def __repr__(self) -> str:
+        return _description(self)
+
+
+@overload
+def chain(*parts: Transform) -> Transform: ...
+@overload
+def chain(*parts: *tuple[*tuple[Transform, ...], Optimizer]) -> Optimizer: ...
+def chain(*parts: Any) -> Any:  # type: ignore[misc] # mypy does not match *Any with a starred tuple
+    """Apply gradient transforms from left to right, then the optimiser that stands last.
+
+    Without an optimiser the chain is a transform itself. The state is the tuple of the parts' states.
+
+        optimizer = chain(clip_by_global_norm(1.0), adamw(3e-4))
+
+    Raises:
+        TypeError: a part is neither a `Transform` nor an `Optimizer`.
+        ValueError: there are no parts, or an optimiser stands anywhere but last.
+    """
+    if not parts:
+        raise ValueError("chain() needs at least one transform or optimiser")
+    for position, part in enumerate(parts):
+        if not isinstance(part, Transform | Optimizer):
+            raise TypeError(
+                f"part {position} of chain() is {stable(part)}, not a Transform or an Optimizer{_hint(part)}"
+            )
+        if isinstance(part, Optimizer) and position != len(parts) - 1:
+            raise ValueError(
+                f"part {position} of chain() is the optimiser {part!r}, but {len(parts) - 1 - position} part(s) follow "
+                "it: a chain has one optimiser, and it stands last"
+            )
+    made = _Chain(parts)
+    if isinstance(parts[-1], Optimizer):
+        return Optimizer(made.init, made.update, made.count, made.monitor)
+    return Transform(made.init, made.update)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Chain:
+    parts: tuple[Any, ...]
+
+    def init(self, params: Tree) -> Tree:
+        return tuple(part.init(params) for part in self.parts)
+
+    def update(self, grads: Tree, state: Tree, params: Tree, *, weight: Any = 1.0) -> tuple[Tree, Tree]:
+        found, states = grads, []
+        for part, memory in zip(self.parts, state, strict=True):
+            # Each transform gives the next one's gradients; an optimiser, always last, gives parameters.
+            found, memory = part.update(found, memory, params, weight=weight)
+            states.append(memory)
+        return found, tuple(states)
+
+    def count(self, state: Tree) -> int:
+        return int(self.parts[-1].count(state[-1]))
+
+    def monitor(self, state: Tree) -> dict[str, float]:
+        return dict(self.parts[-1].monitor(state[-1]))
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, self.parts))})"
+
+
+def _description(part: Transform | Optimizer) -> str:
+    owner = getattr(part.init, "__self__", None)
+    return f"{type(part).__name__}(init={stable(part.init)})" if owner is None else stable(owner)
+
+
+def _hint(part: Any) -> str:
+    if isinstance(part, torch.optim.Optimizer):
+        return f": write from_torch(torch.optim.{type(part).__name__}, ...)"
+    return f": call it, as in {part.__name__}(...)" if callable(part) and hasattr(part, "__name__") else ""

@@ -1,0 +1,19 @@
+"""Descriptions that are the same in every process: they go into the manifests of checkpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
+
+
+def stable(value: Any) -> str:
+    """``repr(value)`` without memory addresses (functions have them)."""
+    return _ADDRESS.sub("", repr(value))
+
+
+def call(name: str, arguments: Mapping[str, Any]) -> str:
+    """A call as it would be written: ``name(first=1, second=2)``."""
+    return f"{name}({', '.join(f'{key}={stable(value)}' for key, value in arguments.items())})"

@@ -1,0 +1,129 @@
+"""The global generators of a process as one value: torch's defaults, Python's ``random``, legacy NumPy.
+
+All functions here act on the whole process. Nothing else may draw from these generators at the same
+time: a draw by another thread would be lost, or would enter the sequence. A process started by
+``fork`` or ``spawn`` has generators of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+
+from . import twisters
+from .derive import Words
+from .generators import STATE_WORDS, set_torch_state, state_words
+from .twisters import NumpyState, PythonState
+
+_HALF = STATE_WORDS // 2  # one twister's state in 64-bit words
+
+
+class Ambient(NamedTuple):
+    """The states of the global generators; of CUDA's, one for each device once CUDA is initialised."""
+
+    torch: torch.Tensor
+    cuda: tuple[torch.Tensor, ...]
+    python: PythonState
+    numpy: NumpyState
+
+
+def capture() -> Ambient:
+    """The present states."""
+    return Ambient(
+        torch.default_generator.get_state(),
+        tuple([each.get_state() for each in _cuda_generators()]),
+        twisters.save_python(),
+        twisters.save_numpy(),
+    )
+
+
+def restore(ambient: Ambient) -> None:
+    """Put captured states back."""
+    torch.default_generator.set_state(ambient.torch)
+    if ambient.cuda:
+        for each, state in zip(_cuda_generators(), ambient.cuda, strict=True):
+            each.set_state(state)
+    twisters.load_python(ambient.python)
+    twisters.load_numpy(ambient.numpy)
+
+
+def seed(words: Words) -> None:
+    """Make the next draws from each global generator a function of two 64-bit words.
+
+    All CUDA devices get the same seed, so that noise does not depend on which device a process uses.
+    """
+    fill = state_words(words, 1 + 3 * _HALF)
+    set_torch_state(torch.default_generator, fill[: 1 + _HALF])
+    for each in _cuda_generators():
+        each.manual_seed(int(fill[0]))
+    rest = fill[1 + _HALF :].tobytes()
+    twisters.seed_python(rest[: 8 * _HALF])
+    twisters.seed_numpy(rest[8 * _HALF :])
+
+
+def ambient_fingerprint() -> dict[str, bytes]:
+    """The exact states of the global generators, by name: two are equal if nothing was drawn between.
+
+    The names are "torch", "torch.cuda:<i>" (once CUDA is initialised), "random" and "numpy.random".
+    """
+    ambient = capture()
+    prints = {"torch": ambient.torch.numpy().tobytes()}
+    prints |= {f"torch.cuda:{i}": state.numpy().tobytes() for i, state in enumerate(ambient.cuda)}
+    prints["random"] = _bytes_of(ambient.python)
+    prints["numpy.random"] = _bytes_of(ambient.numpy)
+    return prints
+
+
+def drawn(before: dict[str, bytes], after: dict[str, bytes]) -> list[str]:
+    """The names of the generators that were drawn from (or seeded) between two fingerprints.
+
+    A CUDA generator that only one of the two knows, because CUDA was initialised between, is left out.
+    """
+    return [name for name, print_ in before.items() if after.get(name, print_) != print_]
+
+
+class preserved_globals:  # noqa: N801 - used like a function
+    """Context manager: what is drawn from or done to the global generators inside is undone at exit.
+
+    Also after an exception. May be nested and used again, but an instance cannot be entered twice at once.
+    """
+
+    __slots__ = ("_saved",)
+
+    def __init__(self) -> None:
+        self._saved: Ambient | None = None
+
+    def __enter__(self) -> Self:
+        if self._saved is not None:
+            raise RuntimeError("this context is open already; make a new one for each nested use")
+        self._saved = capture()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        saved, self._saved = self._saved, None
+        if saved is None:
+            raise RuntimeError("this context is not open")
+        restore(saved)
+
+
+def _bytes_of(state: PythonState | NumpyState) -> bytes:
+    return b"|".join(_flat(part) for part in state if part is not None)
+
+
+def _flat(part: Any) -> bytes:
+    if isinstance(part, Mapping):
+        return b"|".join(name.encode() + _flat(value) for name, value in part.items())
+    if isinstance(part, np.ndarray):
+        return part.tobytes()
+    return part if isinstance(part, bytes) else repr(part).encode()
+
+
+def _cuda_generators() -> tuple[torch.Generator, ...]:
+    # Asking must not initialise CUDA.
+    return torch.cuda.default_generators if torch.cuda.is_initialized() else ()

@@ -1,0 +1,186 @@
+"""Keys: small values that stand for a stream of random numbers each.
+
+A key is an int64 CPU tensor of shape (2,) that holds the 64-bit patterns of a seed and an offset. Keys
+are made from a seed once (`key`) and then derived by hashing (`fold_in`, `split`), never by adding, so
+that seed 1 at epoch 0 has nothing to do with seed 0 at epoch 1. `helios_fn.random.derive` holds the
+exact specification.
+
+Concrete keys are derived on the host in Python integers. Inside ``torch.compile`` and ``torch.func``
+transforms the same bits come out of tensor operations, so `fold_in` and `split` may be mapped over.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..types import Key
+from . import derive
+from .derive import MASK64, Words
+
+_INT_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_SMALL = 16  # up to so many rows, Python integers beat the fixed cost of a NumPy derivation
+
+
+def key(seed: int) -> Key:
+    """The root key of a seed.
+
+    Args:
+        seed: an integer in [-2**63, 2**64). Seeds that are equal modulo 2**64 give the same key.
+
+    Returns:
+        The key (seed, 0): int64, shape (2,), on the CPU.
+
+    Raises:
+        TypeError: ``seed`` is not an integer; booleans and floats are refused.
+        ValueError: ``seed`` does not fit 64 bits.
+    """
+    return pack((_checked_int("seed", seed) & MASK64, 0))
+
+
+def fold_in(key: Key, /, *data: int | str | torch.Tensor) -> Key:
+    """A key derived from a key and data: equal for equal data, independent for different data.
+
+    ``fold_in(key, a, b)`` equals ``fold_in(fold_in(key, a), b)``, and ``fold_in(key)`` is ``key``.
+    The integer 1 and the string "1", or "ab" and the pair "a", "b", are different data.
+
+    Args:
+        key: the parent; it may still be drawn from, independently of its children.
+        data: integers in [-2**63, 2**64), strings (names; cost grows by one block in 8 bytes), or
+            integer tensors of shape (), which count as integers in [-2**63, 2**63).
+
+    Raises:
+        TypeError: a datum is of another type (booleans and floats too), or ``key`` is not a key.
+        ValueError: an integer does not fit 64 bits.
+    """
+    check_key(key)
+    if is_traced(key) or any([isinstance(datum, torch.Tensor) and is_traced(datum) for datum in data]):
+        for datum in data:
+            key = _fold_traced(key, datum)
+        return key
+    if not data:
+        return key
+    words = _read(key)
+    for datum in data:
+        words = fold_words(words, datum)
+    return pack(words)
+
+
+def split(key: Key, n: int = 2, /) -> torch.Tensor:
+    """``n`` independent keys, the rows of an int64 tensor of shape (n, 2). Row i does not depend on n.
+
+    Raises:
+        TypeError: ``n`` is not an integer, or ``key`` is not a key.
+        ValueError: ``n`` is negative.
+    """
+    check_key(key)
+    if _checked_int("n", n) < 0:
+        raise ValueError(f"n must not be negative, got {n}")
+    if is_traced(key):
+        return derive.child_traced(key, torch.arange(n, dtype=torch.int64, device=key.device), derive.SPLIT)
+    words = _read(key)
+    if n <= _SMALL:
+        rows = np.array([derive.child(words, i, derive.SPLIT) for i in range(n)], np.uint64).reshape(n, 2)
+        return torch.from_numpy(rows.view(np.int64))
+    w = derive.blocks(words, np.arange(n, dtype=np.uint64), derive.SPLIT).astype(np.uint64)
+    rows = w[:, 0::2] | w[:, 1::2] << np.uint64(32)
+    return torch.from_numpy(rows.view(np.int64))
+
+
+def key_words(key: Key, /) -> Words:
+    """The seed and the offset of a concrete key as Python integers in [0, 2**64).
+
+    Raises:
+        TypeError: ``key`` is not a key, or has no value yet (under ``vmap`` or ``torch.compile``).
+        ValueError: its shape is not (2,).
+    """
+    check_key(key)
+    try:
+        return _read(key)
+    except RuntimeError as error:
+        raise TypeError(
+            "this needs a concrete key, but the key is being traced (vmap or compile); take it outside of the "
+            "transform, or draw with helios_fn.random.uniform, normal, bernoulli, ..., which can be traced"
+        ) from error
+
+
+def pack(words: Words) -> Key:
+    """The key of two host words."""
+    # Not torch.tensor: a default device that the user has set must not move keys off the CPU.
+    return torch.from_numpy(np.array(words, np.uint64).view(np.int64))
+
+
+def fold_words(words: Words, datum: Any) -> Words:
+    """`fold_in` of one datum on host words."""
+    if isinstance(datum, str):
+        return derive.child_of_text(words, datum)
+    return derive.child(words, *derive.message_of_int(_checked_int("data", datum)))
+
+
+def is_traced(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's value cannot be read cheaply now: compiling, in a transform, or on a device."""
+    return (
+        torch.compiler.is_compiling()
+        or type(tensor) is not torch.Tensor
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or not tensor.is_cpu
+    )
+
+
+def _read(key: torch.Tensor) -> Words:
+    seed, offset = key.tolist()
+    return seed & MASK64, offset & MASK64
+
+
+def _fold_traced(key: torch.Tensor, datum: Any) -> torch.Tensor:
+    if isinstance(datum, str):
+        for number, tag in derive.message_of_text(datum):
+            key = _fold_number(key, number, tag)
+        return key
+    if isinstance(datum, torch.Tensor):
+        _check_int_tensor(datum)
+        return derive.child_traced(key, datum.to(key.device, torch.int64), derive.INT)
+    return _fold_number(key, *derive.message_of_int(_checked_int("data", datum)))
+
+
+def _fold_number(key: torch.Tensor, number: int, tag: int) -> torch.Tensor:
+    signed = number - (1 << 64) if number >= 1 << 63 else number
+    return derive.child_traced(key, torch.full((), signed, dtype=torch.int64, device=key.device), tag)
+
+
+def _checked_int(what: str, value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        _check_int_tensor(value)
+        return int(value)
+    if type(value) is not int:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            also = " or a string" if what == "data" else ""
+            raise TypeError(f"{what} must be an integer{also}, got {value!r} of type {type(value).__name__}")
+        value = operator.index(value)
+    if not -(1 << 63) <= value < 1 << 64:
+        raise ValueError(f"{what} must be in [-2**63, 2**64), got {value}")
+    return value
+
+
+def _check_int_tensor(value: torch.Tensor) -> None:
+    if value.dtype not in _INT_DTYPES or value.dim() != 0:
+        raise TypeError(
+            f"a tensor given as data must be a signed integer (or uint8) of shape (), got {value.dtype} of shape "
+            f"{tuple(value.shape)}"
+        )
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is not a key; its value may be unknown."""
+    if not isinstance(key, torch.Tensor):
+        raise TypeError(f"a key must be an int64 tensor, got {type(key).__name__}; make one with helios_fn.random.key")
+    if key.dtype is not torch.int64:
+        raise TypeError(f"a key must be an int64 tensor, got {key.dtype}; make one with helios_fn.random.key")
+    if key.shape != (2,):
+        raise ValueError(
+            f"a key must have shape (2,), got {tuple(key.shape)}; index rows of a split, or map over them with "
+            "torch.func.vmap"
+        )

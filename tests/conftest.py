@@ -1,0 +1,21 @@
+"""Profiles by HELIOS_FN_PROFILE (dev, ci, nightly), and threads pinned: bits depend on their number."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, settings
+
+_CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+_QUICK = [Phase.explicit, Phase.generate, Phase.shrink]
+settings.register_profile("dev", deadline=None, suppress_health_check=_CHECKS, phases=_QUICK, print_blob=True)
+settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True, database=None)
+settings.register_profile("nightly", parent=settings.get_profile("dev"), max_examples=2000)
+settings.load_profile(os.environ.get("HELIOS_FN_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)

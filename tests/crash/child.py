@@ -1,0 +1,36 @@
+"""What the processes that get killed run."""
+
+from __future__ import annotations
+
+import dataclasses
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+import helios_fn as hf
+from helios_fn.testing.trace import logged_rows
+
+from ..jobs import Case, build
+
+
+class Tell(hf.Observer):
+    """Tells the parent about each iteration, so that it can choose the instant of the kill."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+
+    def on_iteration(self, state: hf.TrainState) -> None:
+        self.pipe.send(state.counters.iteration)
+
+
+def train(case: Case, root: str, workers: int, ambient: int, pipe: Connection) -> None:
+    """Run or resume a case in ``root``; the last message is the outcome."""
+    torch.set_num_threads(1)
+    torch.manual_seed(ambient)
+    job = build(case, workers)
+    cfg = dataclasses.replace(job.cfg, root=root)
+    sinks = [hf.sinks.JsonLines(), hf.sinks.TextLog()]
+    result = hf.run(job.step, job.state, job.loader(), cfg, observers=[Tell(pipe)], sinks=sinks, **job.keywords)
+    rows = [repr(row) for row in logged_rows(Path(root))]
+    pipe.send((hf.tree.digest(result.state), result.reason.name, rows))

@@ -1,0 +1,45 @@
+"""Each public name is a decision: adding or removing one changes this table."""
+
+from __future__ import annotations
+
+import helios_fn as hf
+from helios_fn import testing
+
+MODULES = {"data", "optim", "random", "sinks", "tree"}
+NAMES = {
+    "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Loader", "MicroBatches", "NonFiniteError",
+    "Observer", "Phases", "PurityError", "Reason", "Result", "ResumeRefused", "RootLocked", "Row", "RunConfig",
+    "RunFailed", "RunInfo", "Sink", "Stream", "TrainState", "Validation", "Validator", "ema", "functional", "grad",
+    "guard_finite", "init_state", "iterate", "make_step", "micro_keys", "microsteps", "run", "step_key", "test",
+    "value_and_grad",
+}  # fmt: skip
+TESTING = {"Crash", "Job", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume", "check_step",
+           "check_workers", "run_with"}  # fmt: skip
+
+
+def public(module) -> set[str]:
+    import types
+
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+
+
+def test_the_public_names_are_the_listed_ones():
+    """What `import helios_fn` offers is what a user needs, and no more."""
+    assert public(hf) == NAMES
+    assert all(hasattr(hf, module) for module in MODULES)
+
+
+def test_the_testing_names_are_the_listed_ones():
+    """The same for `helios_fn.testing`."""
+    assert public(testing) == TESTING
+
+
+def test_every_public_name_is_documented():
+    """Each has a docstring that starts with a sentence."""
+    for module, names in ((hf, NAMES), (testing, TESTING)):
+        for name in names:
+            assert (getattr(module, name).__doc__ or "").strip(), name

@@ -1,0 +1,54 @@
+"""The generators of inputs for the laws. Every new feature is added here, and so meets every law."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import strategies as st
+
+import helios_fn as hf
+from helios_fn.testing.strategies import cadences
+
+from .jobs import Case
+
+
+@st.composite
+def cases(draw, max_iterations: int = 8, sources=("loader", "dataloader", "stream", "phases")) -> Case:
+    """Cases that are valid and end within ``max_iterations``, with faults likely where they hide:
+    sample counts that no batch size divides, and totals beyond one epoch."""
+    source = draw(st.sampled_from(sources))
+    batch_size = draw(st.integers(1, 5))
+    samples = draw(st.integers(batch_size, 13))
+    drop_last = draw(st.booleans()) and source != "stream"
+    unit = "iteration" if source == "stream" else draw(st.sampled_from(["iteration", "epoch"]))
+    units = ("iteration",) if source == "stream" else ("iteration", "epoch")
+    batches = samples // batch_size if drop_last else math.ceil(samples / batch_size)
+    validate = draw(st.none() | cadences(units=units))
+    micro_batches = draw(st.none() | st.integers(1, 3)) if unit == "epoch" else None
+    per_epoch = math.ceil(batches / (micro_batches or 1))
+    return Case(
+        samples=samples,
+        batch_size=batch_size,
+        drop_last=drop_last,
+        order=draw(st.sampled_from(["shuffled", "sequential"] + (["custom"] if source == "loader" else []))),
+        source=source,
+        augment=draw(st.sampled_from(["none", "torch", "random", "numpy", "generator"])),
+        unit=unit,
+        total=draw(st.integers(1, max_iterations if unit == "iteration" else max(1, max_iterations // per_epoch))),
+        accumulation=draw(st.integers(1, 3)) if unit == "iteration" else 1,
+        micro_batches=micro_batches,
+        every=draw(st.integers(1, 3)),
+        reduction=draw(st.sampled_from(["tree", "fold"])),
+        optimizer=draw(st.sampled_from(["adamw", "sgd", "torch"])),
+        handwritten=draw(st.booleans()),
+        dropout=draw(st.booleans()),
+        batch_norm=draw(st.booleans()) and batch_size > 1 and (drop_last or samples % batch_size != 1),
+        schedule=draw(st.booleans()),
+        ema=draw(st.booleans()),
+        log_every=draw(st.integers(1, 3)),
+        validate_every=validate,
+        early_stop=draw(st.none() | st.integers(1, 3)) if validate is not None else None,
+        checkpoint_every=draw(cadences(units=units)),
+        seed=draw(st.integers(0, 2**64 - 1)),
+    )
+
