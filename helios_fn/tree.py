@@ -187,7 +187,9 @@ def describe(leaf: Any) -> str:
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The elements of a dense tensor in row-major order as bytes, copied only where needed."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    dense = tensor.detach().cpu().contiguous()
+    # Not reshape: a contiguous tensor of one element may have any stride, and keeps it.
+    flat = dense.as_strided((dense.numel(),), (1,))
     return memoryview(flat.view(torch.uint8).numpy()).cast("B") if flat.numel() else memoryview(b"")
 
 

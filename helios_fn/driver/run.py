@@ -197,7 +197,7 @@ def _check_combination(
         raise ValueError("validate_every is set but there is nothing to call: pass validate, such as hf.Validator")
     if validate is not None and cfg.validate_every is None:
         raise ValueError("validate is given but would never be called: set validate_every")
-    sources = source.sources if isinstance(source, Phases) else (source,)
+    sources = [source.source(phase) for phase in range(len(source))] if isinstance(source, Phases) else [source]
     if any(each.batches_per_epoch is None for each in sources):
         _check_stream(cfg)
 

@@ -100,7 +100,7 @@ class Functional:
     @property
     def buffer_names(self) -> tuple[str, ...]:
         """The keys of ``buffers``."""
-        return self._train.pattern.copied_names + self._train.pattern.frozen_names
+        return self._train.pattern.buffer_names
 
     def __call__(
         self, params: Tensors, buffers: Tensors | None, /, *args: Any, key: Key | None = None, **kwargs: Any
@@ -148,14 +148,15 @@ class _Form:
     ) -> tuple[Any, Buffers]:
         holder = session.current()
         loan = _Loan(self, params, buffers) if holder is None else self._held(holder, params, buffers)
+        skeleton = loan.skeleton
         loan.busy = True
         try:
-            loan.skeleton.bind(params, buffers)
-            output = loan.skeleton.module(*args, **kwargs)
-            new_buffers = loan.skeleton.collect(buffers)
+            skeleton.bind(params, buffers)
+            output = skeleton.module(*args, **kwargs)
+            new_buffers = skeleton.collect(buffers)
             if holder is not None:
                 # A recomputation writes to buffers again: let it not write to those returned.
-                loan.skeleton.bind(params, buffers)
+                skeleton.bind_copies(buffers)
             return output, new_buffers
         finally:
             loan.busy = False

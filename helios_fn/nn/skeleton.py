@@ -53,12 +53,10 @@ class Skeleton:
         self._frozen = [slot for slot in parameters if not slot.placeholder.requires_grad]
         self._buffers = _slots(module, "_buffers")
         self._absent = _absent_buffers(module)
-        self.param_names = tuple(dict.fromkeys(slot.name for slot in self._params))
-        self.frozen_names = tuple(dict.fromkeys(slot.name for slot in self._frozen))
-        self._first = {slot.name: slot for slot in reversed(self._buffers)}
-        self.copied_names = tuple(dict.fromkeys(slot.name for slot in self._buffers))
-        self._param_keys = set(self.param_names)
-        self._buffer_keys = {*self.frozen_names, *self.copied_names}
+        self._first = list({slot.name: slot for slot in reversed(self._buffers)}.values())
+        self.param_names = _names(self._params)
+        self.copied_names = _names(self._buffers)
+        self.buffer_names = (*self.copied_names, *_names(self._frozen))
 
     def bind(self, params: Tensors, buffers: Tensors) -> None:
         """Put ``params`` and frozen parameters in place, and copies of the other ``buffers``.
@@ -66,15 +64,25 @@ class Skeleton:
         Raises:
             ValueError: names are missing or unknown.
         """
-        if params.keys() != self._param_keys or buffers.keys() != self._buffer_keys:
+        if len(params) != len(self.param_names) or len(buffers) != len(self.buffer_names):
             self.check(params, buffers)
-        for name, owner, key, _ in self._params:
-            owner[key] = params[name]
-        for name, owner, key, _ in self._frozen:
-            owner[key] = buffers[name]
-        copies = dict(zip(self.copied_names, _copies([buffers[name] for name in self.copied_names]), strict=True))
-        for name, owner, key, _ in self._buffers:
-            owner[key] = copies[name]
+        try:
+            for name, owner, key, _ in self._params:
+                owner[key] = params[name]
+            for name, owner, key, _ in self._frozen:
+                owner[key] = buffers[name]
+            self.bind_copies(buffers)
+        except KeyError:
+            self.check(params, buffers)
+            raise
+
+    def bind_copies(self, buffers: Tensors) -> None:
+        """Put copies of those ``buffers`` in place that are not frozen parameters."""
+        if self._buffers:
+            copies = _copies([buffers[name] for name in self.copied_names])
+            by_name = dict(zip(self.copied_names, copies, strict=True))
+            for name, owner, key, _ in self._buffers:
+                owner[key] = by_name[name]
 
     def collect(self, buffers: Tensors) -> dict[str, torch.Tensor]:
         """The buffers as the forward pass left them; frozen parameters are those of ``buffers``.
@@ -85,13 +93,15 @@ class Skeleton:
         for name, owner, key in self._absent:
             if owner.get(key) is not None:
                 raise ValueError(
-                    f"the module filled its empty buffer {name!r}: register it with a tensor from the start"
+                    f"the module filled its empty buffer {name!r}: register it with a tensor to begin with"
                 )
-        found = {name: slot.owner.get(slot.key) for name, slot in self._first.items()}
-        for name, tensor in found.items():
+        found = dict(buffers)
+        for slot in self._first:
+            tensor = slot.owner.get(slot.key)
             if not isinstance(tensor, torch.Tensor):
-                raise ValueError(f"the module replaced its buffer {name!r} by {tensor!r}: it must stay a tensor")
-        return {name: found.get(name, tensor) for name, tensor in buffers.items()}
+                raise ValueError(f"the module replaced its buffer {slot.name!r} by {tensor!r}: it must stay a tensor")
+            found[slot.name] = tensor
+        return found
 
     def release(self) -> None:
         """Forget the weights."""
@@ -104,7 +114,7 @@ class Skeleton:
     def check(self, params: Tensors, buffers: Tensors) -> None:
         """Refuse names that are missing or unknown, see `bind`."""
         _check_names("params", params, self.param_names)
-        _check_names("buffers", buffers, self.copied_names + self.frozen_names)
+        _check_names("buffers", buffers, self.buffer_names)
 
 
 def _slots(module: nn.Module, kind: str) -> list[Slot]:
@@ -116,6 +126,10 @@ def _slots(module: nn.Module, kind: str) -> list[Slot]:
         if tensor is not None:
             found.setdefault((id(owner), key), Slot(names.setdefault(id(tensor), name), owner, key, tensor))
     return list(found.values())
+
+
+def _names(slots: list[Slot]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(slot.name for slot in slots))
 
 
 def _absent_buffers(module: nn.Module) -> list[tuple[str, dict[str, Any], str]]:

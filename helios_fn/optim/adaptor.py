@@ -119,7 +119,7 @@ class _Adapted:
             memory = self._learned(leaves)
         except Exception as error:
             culprits = [path for path, leaf in tree.items(params) if not self._takes(leaf)]
-            if len(culprits) < len(leaves):
+            if 0 < len(culprits) < len(leaves):
                 raise ValueError(f"{self.cls.__name__} refuses {at('params', culprits[0])}: {error}") from error
             raise
         if callable(self.hyper.get("lr")) and "lr" in memory.settings:

@@ -103,6 +103,8 @@ def _kind(tensor: Any) -> tuple[Any, ...]:
 
 
 def _placed(leaf: Any) -> str:
+    if leaf is None:
+        return "None (a parameter without a gradient needs zeros)"
     if not isinstance(leaf, torch.Tensor):
         return tree.describe(leaf)
     sparse = "" if leaf.layout is torch.strided else "sparse "
@@ -114,7 +116,7 @@ def _first_difference(grads: Tree, params: Tree) -> str:
     missing = [path for path in there if path not in set(here)]
     unknown = [path for path in here if path not in set(there)]
     if missing:
-        return f"it has no leaf {missing[0]!r} (a parameter without a gradient needs zeros, not None)"
+        return f"it has no leaf {missing[0]!r} (a parameter without a gradient needs zeros)"
     return f"it has a leaf {unknown[0]!r} more" if unknown else "the containers differ"
 
 

@@ -57,7 +57,7 @@ def fold_in(key: Key, /, *data: int | str | torch.Tensor) -> Key:
         ValueError: an integer does not fit 64 bits.
     """
     check_key(key)
-    if is_traced(key) or any([isinstance(datum, torch.Tensor) and is_traced(datum) for datum in data]):
+    if is_traced(key) or any(isinstance(datum, torch.Tensor) and is_traced(datum) for datum in data):
         for datum in data:
             key = _fold_traced(key, datum)
         return key
@@ -99,6 +99,8 @@ def key_words(key: Key, /) -> Words:
     """
     check_key(key)
     try:
+        if torch.compiler.is_compiling():
+            raise RuntimeError("the values of tensors are unknown while compiling")
         return _read(key)
     except RuntimeError as error:
         raise TypeError(

@@ -90,7 +90,7 @@ def set_aside(path: Path, target: Path) -> None:
     shutil.move(path, target)
     sync_folder(target.parent)
     sync_folder(path.parent)
-    logger.warning("log %s is not this run's: it was moved to %s", path, target)
+    logger.warning("log %s was set aside as %s", path, target)
 
 
 def spare(path: Path) -> Path:

@@ -51,7 +51,7 @@ class Progress(Observer):
         self._chunk = 1
         self._meter, self._metered = Meter(), info.start_iteration
         self._began = self._looked = self._shown = time.perf_counter()
-        stream = self._given if self._given is not None else sys.stderr
+        stream: TextIO | None = self._given if self._given is not None else sys.stderr  # None without a console
         self._screen = _Screen(stream) if _is_terminal(stream) else _Lines(stream)
         self._period = self._interval if isinstance(self._screen, _Screen) else self._plain_interval
         if isinstance(self._screen, _Screen):
@@ -149,19 +149,18 @@ class Meter(NamedTuple):
 class _Stream:
     """A stream whose failure is ours to bear: it falls silent."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
         self.encoding = getattr(stream, "encoding", None) or "utf-8"
-        self._failed = False
 
     def emit(self, text: str) -> None:
-        if self._failed:
+        if self.stream is None:
             return
         try:
             self.stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
             self.stream.flush()
         except (OSError, ValueError):  # hung up; closed
-            self._failed = True
+            self.stream = None
 
     def say(self, text: str) -> None:
         self.emit(f"{text}\n")
@@ -181,7 +180,7 @@ class _Screen(_Stream):
     the lines down, instead of being mixed up with them. A killed process needs no tidying.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         super().__init__(stream)
         try:
             (BLOCKS.full + BLOCKS.empty).encode(self.encoding)
@@ -197,15 +196,15 @@ class _Screen(_Stream):
         self.emit("\r" + drawn + ("\r\n" if last else f"\r\x1b[{len(lines)}A"))
 
     def _size(self) -> tuple[int, int]:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            columns, rows = os.get_terminal_size(self.stream.fileno())
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # not a file; closed; silent
+            columns, rows = os.get_terminal_size(self.stream.fileno())  # type: ignore[union-attr]
             if columns > 0 and rows > 0:
                 return columns, rows
         return 80, 24
 
 
-def _is_terminal(stream: TextIO) -> bool:
+def _is_terminal(stream: TextIO | None) -> bool:
     try:
-        return stream.isatty() and os.environ.get("TERM") != "dumb"
+        return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
     except (ValueError, AttributeError):  # closed; not quite a stream
         return False

@@ -17,7 +17,7 @@ from ..strategies import cases
 
 EVERYTHING = Case(
     augment="torch", dropout=True, batch_norm=True, schedule=True, ema=True, accumulation=2, every=2, total=7,
-    validate_every=hf.Every(2, "iteration"), early_stop=3, samples=10, batch_size=3,
+    validate_every=hf.Every(2, "iteration"), early_stop=3, samples=11, batch_size=3,
 )
 
 

@@ -18,6 +18,7 @@ from helios_fn.data import CustomBatches, CustomOrder, Loader, Sequential, Shuff
 from helios_fn.types import Cursor, Share, Source
 
 KEY = random.key(6691)
+START, ALONE = Cursor(), Share()
 
 
 class Numbers:
@@ -51,18 +52,12 @@ def jitter(sample, rng):
     return sample + rng.random()
 
 
-def read(loader, iterations, cursor=Cursor(), share=Share(), key=KEY):
+def read(loader, iterations, cursor=START, share=ALONE, key=KEY):
     """The next deliveries, the feed closed."""
     feed = loader.open(cursor, key=key, share=share)
     deliveries = [next(feed) for _ in range(iterations)]
     feed.close()
     return deliveries
-
-
-def samples_of(loader, epochs, key=KEY):
-    """The indices that whole epochs visit."""
-    deliveries = read(loader, epochs * loader.batches_per_epoch, key=key)
-    return [torch.cat([torch.as_tensor(item) for d in deliveries[start::1] for item in d.items]) for start in (0,)][0]
 
 
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 17), st.booleans()).filter(lambda s: not s[2] or s[0] >= s[1])
@@ -187,9 +182,11 @@ def test_tensors_are_batched_as_their_samples_would_be():
     """The fast path over a TensorDataset gives what fetching and stacking sample by sample gives."""
     tensors = torch.randn(3, 5, 7).permute(2, 0, 1), torch.arange(7)
     fast = list(Loader(TensorDataset(*tensors), 3).epoch(KEY))
-    slow = list(Loader(TensorDataset(*tensors), 3, collate=torch.utils.data.default_collate).epoch(KEY))
-    stacked = list(Loader(TensorDataset(*tensors), 3, collate=lambda s: [torch.stack(c) for c in zip(*s)]).epoch(KEY))
-    assert tree.equal(fast, slow)
+
+    def stack(samples):
+        return [torch.stack(column) for column in zip(*samples, strict=True)]
+
+    stacked = list(Loader(TensorDataset(*tensors), 3, collate=stack).epoch(KEY))
     assert tree.equal(fast, stacked)
     assert all(type(batch) is list and batch[0].is_contiguous() for batch in fast)
 
@@ -214,9 +211,9 @@ def test_batched_reading_is_used_where_samples_get_no_randomness():
 def test_opening_again_ends_the_feed_before():
     """One reader at a time: the earlier feed says what happened and what to do."""
     loader = Loader(Numbers(10), 2, seed_globals=False)
-    first = loader.open(Cursor(), key=KEY, share=Share())
+    first = loader.open(START, key=KEY, share=ALONE)
     next(first)
-    second = loader.open(Cursor(), key=KEY, share=Share())
+    second = loader.open(START, key=KEY, share=ALONE)
     with pytest.raises(RuntimeError, match=r"its loader was opened again.*loader\.replace\(\)"):
         next(first)
     next(second)
@@ -239,7 +236,7 @@ def test_a_feed_that_failed_does_not_go_on():
             return index
 
     loader = Loader(Once(10), 2, shuffle=False)
-    feed = loader.open(Cursor(), key=KEY, share=Share())
+    feed = loader.open(START, key=KEY, share=ALONE)
     delivered = next(feed)
     with pytest.raises(RuntimeError, match="sample 3 could not be read"):
         next(feed)
@@ -266,7 +263,7 @@ def test_samples_that_do_not_fit_together_name_the_remedy():
         def __getitem__(self, index):
             return torch.zeros(index)
 
-    with pytest.raises(RuntimeError, match="batch 0 of epoch 2 could not be made into a batch.*collate"):
+    with pytest.raises(RuntimeError, match=r"batch 0 of epoch 2 could not be made into a batch.*collate"):
         list(Loader(Ragged(4), 4).epoch(KEY, 2))
 
 
@@ -330,7 +327,7 @@ def test_a_loader_is_a_source_and_travels_as_its_arguments():
     """Copies read the same batches; workers and feeds stay behind."""
     loader = Loader(Numbers(7), 3)
     assert isinstance(loader, Source)
-    feed = loader.open(Cursor(), key=KEY, share=Share())
+    feed = loader.open(START, key=KEY, share=ALONE)
     copied = pickle.loads(pickle.dumps(loader))
     assert tree.equal(list(copied.epoch(KEY)), list(loader.replace().epoch(KEY)))
     next(feed)

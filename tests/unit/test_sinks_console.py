@@ -253,8 +253,8 @@ def test_elsewhere_lines_come_now_and_then(clock):
     ]
 
 
-def test_a_dead_stream_does_not_touch_the_training(clock):
-    """Neither a closed stream nor a terminal that hung up raises."""
+def test_a_dead_stream_does_not_touch_the_training(clock, monkeypatch):
+    """Neither a closed stream, nor a terminal that hung up, nor a process without any, raises."""
 
     class HungUp(Terminal):
         def write(self, text: str) -> int:
@@ -262,7 +262,8 @@ def test_a_dead_stream_does_not_touch_the_training(clock):
 
     closed = io.StringIO()
     closed.close()
-    for stream in (HungUp(), closed):
+    monkeypatch.setattr(sys, "stderr", None)
+    for stream in (HungUp(), closed, None):
         progress = Progress(stream)
         progress.on_start(EPOCHS, None)
         train(progress, clock, 1, 50)
