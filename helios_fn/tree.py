@@ -8,6 +8,7 @@ leaf orders. The engine is [optree](https://optree.readthedocs.io), in a namespa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -77,18 +78,20 @@ def map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     return optree.tree_map(function, tree, *rest, namespace=NAMESPACE)
 
 
-def _accessor_path(accessor: Any) -> str:
-    return accessor.codify("").removeprefix(".")
+@functools.lru_cache(maxsize=256)
+def _paths(treespec: optree.PyTreeSpec) -> tuple[str, ...]:
+    return tuple(accessor.codify("").removeprefix(".") for accessor in optree.treespec_accessors(treespec))
 
 
 def paths(tree: Tree) -> list[str]:
     """The path of each leaf in canonical order, such as ``params['head.weight']``; ``''`` for a bare leaf."""
-    return [_accessor_path(accessor) for accessor in optree.tree_accessors(tree, namespace=NAMESPACE)]
+    return list(_paths(structure(tree)))
 
 
 def items(tree: Tree) -> Iterator[tuple[str, Any]]:
     """Pairs of path and leaf in canonical order."""
-    return zip(paths(tree), leaves(tree), strict=True)
+    found, treespec = flatten(tree)
+    return zip(_paths(treespec), found, strict=True)
 
 
 _LEAF_TYPES = frozenset((torch.Tensor, torch.nn.Parameter, bool, int, float, complex, str))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -14,6 +15,13 @@ settings.register_profile("dev", deadline=None, suppress_health_check=_CHECKS, p
 settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True, database=None)
 settings.register_profile("nightly", parent=settings.get_profile("dev"), max_examples=2000)
 settings.load_profile(os.environ.get("HELIOS_FN_PROFILE", "ci"))
+
+
+# The laws make thousands of checkpoints in temporary folders of their own. In memory, fsync costs nothing;
+# tests about disks use pytest's tmp_path, which stays on the disk.
+if os.access("/dev/shm", os.W_OK):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    tempfile.tempdir = "/dev/shm"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,9 +15,9 @@ from ..errors import CheckpointError
 
 CHUNK = 8 << 20
 
-# Errors that tell of the file itself. Others (no permission, too many open files) tell of the moment
-# or of the machine, and are no reason to give up a checkpoint.
-_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EIO}
+# Errors that tell of the file itself. Others (no permission, a network that fails) may be gone at the
+# next try, and are no reason to give up a checkpoint.
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL}
 
 
 class FileSystem:
@@ -167,7 +167,7 @@ def open_file(files: FileSystem, path: Path) -> Iterator[int]:
     """Open a file for reading.
 
     Raises:
-        CheckpointError: there is no regular file of that name, or the disk has lost some of it.
+        CheckpointError: there is no regular file of that name.
     """
     try:
         handle = files.open(path)
@@ -177,7 +177,7 @@ def open_file(files: FileSystem, path: Path) -> Iterator[int]:
             files.close(handle)
     except OSError as error:
         if error.errno in _DAMAGE:
-            raise CheckpointError(f"{path} is missing or cannot be read: {error.strerror}") from error
+            raise CheckpointError(f"{path} is missing, or no regular file: {error.strerror}") from error
         raise
 
 

@@ -71,15 +71,15 @@ def snapshot(tree: Tree) -> Snapshot:
     Raises:
         ValueError: there are more leaves than a checkpoint can describe.
     """
-    tensors = [(path, leaf) for path, leaf in trees.items(tree) if isinstance(leaf, torch.Tensor)]
-    ranges, specs = storages.group([tensor for _, tensor in tensors])
-    spec_of = {id(tensor): spec for (_, tensor), spec in zip(tensors, specs, strict=True)}
+    tensors = {path: leaf for path, leaf in trees.items(tree) if isinstance(leaf, torch.Tensor)}
+    ranges, specs = storages.group(list(tensors.values()))
+    spec_at = dict(zip(tensors, specs, strict=True))
 
-    def describe(leaf: Any) -> Leaf:
-        return spec_of[id(leaf)] if isinstance(leaf, torch.Tensor) else Scalar(type(leaf).__name__, leaf)
+    def describe(path: str, leaf: Any) -> Leaf:
+        return spec_at[path] if path in spec_at else Scalar(type(leaf).__name__, leaf)
 
     node = structure.outline(tree, describe)
-    entries = [_entry(found, [path for path, _ in tensors]) for found in ranges]
+    entries = [_entry(found, list(tensors)) for found in ranges]
     state = canonical.dump({"entries": [list(entry) for entry in entries], "structure": structure.to_json(node)})
     if len(state) > MAX_STATE_SIZE:
         raise ValueError(f"the structure of the state takes {len(state)} bytes; at most {MAX_STATE_SIZE} are possible")
@@ -130,8 +130,8 @@ def verify(path: Path, *, files: FileSystem = OS) -> Manifest:
     """
     found = read_manifest(path, files=files)
     stored = _read_state(files, path, found)
-    scratch = memoryview(bytearray(CHUNK))
-    sizes = (entry.size for entry in stored.entries)
+    sizes = [entry.size for entry in stored.entries]
+    scratch = memoryview(bytearray(min(CHUNK, max(sizes, default=0))))
     pieces = (scratch[: min(CHUNK, size - start)] for size in sizes for start in range(0, size, CHUNK))
     _read_tensors(files, path, found, stored, pieces)
     return found
@@ -186,7 +186,7 @@ def _entry(found: storages.Range, paths: list[str]) -> header.Entry:
 
 
 def _entry_name(path: str) -> str:
-    return f"state.{path}" if path[:1].isalpha() else f"state{path}"
+    return f"state{path}" if path[:1] in ("", "[") else f"state.{path}"
 
 
 def _read_state(files: FileSystem, folder: Path, found: Manifest) -> Stored:

@@ -104,7 +104,10 @@ def _float_to_json(value: float) -> Json:
 
 def _float_from_json(value: Json) -> float:
     if isinstance(value, str):
-        return float(struct.unpack(">d", bytes.fromhex(value))[0])
+        bits = bytes.fromhex(value)
+        if len(bits) != 8:
+            raise ValueError("the bits of a float are 16 hexadecimal digits")
+        return float(struct.unpack(">d", bits)[0])
     return float(_exactly(float, value))
 
 

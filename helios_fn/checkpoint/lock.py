@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import socket
-import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,7 +22,7 @@ from ..errors import RootLocked
 from .files import disk_errors
 
 _MAX_HOLDER_SIZE = 4096
-_locks: weakref.WeakSet[Lock] = weakref.WeakSet()
+_held: set[Lock] = set()  # strong: a lock whose object is forgotten is still held, and inherited
 _children_forget = False
 
 
@@ -39,7 +38,7 @@ class Lock:
         _let_children_forget()
         with disk_errors(f"lock {path}"):
             self._handle: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            _locks.add(self)
+            _held.add(self)
             try:
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _write_holder(self._handle)
@@ -56,7 +55,7 @@ class Lock:
     def release(self) -> None:
         """Let others have it. Releasing twice does nothing."""
         handle, self._handle = self._handle, None
-        _locks.discard(self)
+        _held.discard(self)
         if handle is not None:
             os.close(handle)
 
@@ -82,7 +81,7 @@ def _let_children_forget() -> None:
 
 
 def _forget() -> None:
-    for lock in list(_locks):
+    for lock in list(_held):
         with contextlib.suppress(OSError):
             lock.release()
 

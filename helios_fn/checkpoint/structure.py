@@ -134,16 +134,17 @@ def key_text(key: Json) -> str:
     return str(key["repr"]) if isinstance(key, dict) else repr(key)
 
 
-def outline(tree: Tree, leaf: Callable[[Any], Leaf]) -> Node:
-    """Describe a tree, with ``leaf`` describing its leaves in the order of `Container.parts`."""
+def outline(tree: Tree, leaf: Callable[[str, Any], Leaf], path: str = "") -> Node:
+    """Describe a tree, with ``leaf(path, value)`` describing each leaf."""
     opened = open_node(tree)
     if opened is None:
-        return leaf(tree)
+        return leaf(path, tree)
     keys = tuple(_key_to_json(key) for key in opened.keys)
-    return Container(opened.kind, opened.name, keys, tuple(outline(x, leaf) for x in opened.children.values()))
+    children = tuple(outline(child, leaf, join(path, part)) for part, child in opened.children.items())
+    return Container(opened.kind, opened.name, keys, children)
 
 
-def expected_leaf(leaf: Any) -> Leaf:
+def expected_leaf(_: str, leaf: Any) -> Leaf:
     """Describe a leaf of a template."""
     if isinstance(leaf, torch.Tensor):
         name = DTYPE_NAMES.get(leaf.dtype, str(leaf.dtype))

@@ -11,6 +11,7 @@ import functools
 import multiprocessing
 import multiprocessing.util
 import os
+import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -68,11 +69,17 @@ class Pool:
 
     def close(self) -> None:
         """Stop the workers, in bounded time: one that does not listen is killed."""
+        if os.getpid() != self._process:
+            return  # a forked copy of the pool, whose workers belong to the process that started them
         atexit.unregister(self._at_exit)
         iterator, self._iterator, self._loader = self._iterator, None, None
-        if iterator is not None and os.getpid() == self._process:
+        if iterator is not None:
             # Not left to the garbage collector: a traceback may keep the iterator alive.
             iterator._shutdown_workers()
+            for worker in iterator._workers:
+                if worker.is_alive():
+                    worker.kill()
+                    worker.join()
 
     def _start(self) -> DataLoader[Any]:
         # Registered late, so that it runs before multiprocessing's own exit handler, which would kill the
@@ -149,6 +156,10 @@ class _WorkerStart:
         self._forked = forked
 
     def __call__(self, worker: int) -> None:
+        # A signal to the whole process group is for the main process to answer, which may need a few more
+        # batches to stop in order. A handler, since ignoring would be inherited by programs that a dataset runs.
+        signal.signal(signal.SIGINT, _not_for_me)
+        signal.signal(signal.SIGTERM, _not_for_me)
         if not self._forked:
             # A fresh interpreter sometimes aborts while it is torn down, which the main process would take
             # for a crash. Leave before that, as the last of multiprocessing's exit handlers.
@@ -166,6 +177,10 @@ def _stop_signalling(iterator: Any) -> None:
     if getattr(iterator, "_worker_pids_set", False):
         torch.utils.data._utils.signal_handling._remove_worker_pids(id(iterator))
         iterator._worker_pids_set = False
+
+
+def _not_for_me(signum: int, frame: Any) -> None:
+    pass
 
 
 def _leave() -> None:

@@ -30,6 +30,7 @@ class PurityGuard:
         self._step = step
         self._remaining = full_checks
         self._turn = 0
+        self._watch_all = False
 
     def __call__(self, state: TrainState, batch: Any) -> TrainState:
         """The step's result.
@@ -41,7 +42,8 @@ class PurityGuard:
         if self._remaining > 0:
             self._remaining -= 1
             return self._call_checked(state, batch)
-        watched = self._sample(state)
+        watched = _tensors(tree.leaves(state)) if self._watch_all else self._sample(state)
+        self._watch_all = False
         versions = [leaf._version for leaf in watched]
         new = self._step(state, batch)
         for leaf, version in zip(watched, versions, strict=True):
@@ -51,9 +53,9 @@ class PurityGuard:
             raise _not_a_state(new)
         return new
 
-    def check_next(self) -> None:
-        """Check the next call in full."""
-        self._remaining = max(self._remaining, 1)
+    def watch_next(self) -> None:
+        """Look at the version counters of all leaves in the next call: its input is a state that was saved."""
+        self._watch_all = True
 
     def _sample(self, state: TrainState) -> list[torch.Tensor]:
         # The parameters and buffers are what careless steps write to; they are cheap to list when dicts.
@@ -63,7 +65,7 @@ class PurityGuard:
         names = list(params)
         picked = [params[names[(self._turn + i) % len(names)]] for i in range(min(_LEAVES_PER_STEP, len(names)))]
         self._turn = (self._turn + _LEAVES_PER_STEP) % len(names)
-        return [leaf for leaf in picked if isinstance(leaf, torch.Tensor) and not leaf.is_inference()]
+        return _tensors(picked)
 
     def _call_checked(self, state: TrainState, batch: Any) -> TrainState:
         inputs = {"state": state, "batch": batch}
@@ -82,6 +84,11 @@ class PurityGuard:
                 raise _mutated(path.removeprefix("['state']").removeprefix(".") or path)
         check_same_structure(state, new)
         return new
+
+
+def _tensors(leaves: list[Any]) -> list[torch.Tensor]:
+    """Those leaves that have a version counter."""
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not leaf.is_inference()]
 
 
 def check_same_structure(state: TrainState, new: Any) -> None:

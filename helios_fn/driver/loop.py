@@ -158,7 +158,7 @@ class Loop:
             return
         self.last_checkpoint = self.folder.save(self.state, self.outlets.flush())
         self.saved_at = self.state.counters.iteration
-        self.step.check_next()
+        self.step.watch_next()
         self.outlets.emit("on_checkpoint", self.last_checkpoint, self.state)
 
     def check_finite(self) -> bool:

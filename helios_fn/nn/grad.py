@@ -155,10 +155,7 @@ def _check_leaves(params: Tree, argnum: int) -> None:
 
 def _any_in_graph(leaves: list[Any]) -> bool:
     """Whether a leaf has a derivative that the autograd route would lose (or refuse to take)."""
-    for leaf in leaves:
-        if isinstance(leaf, torch.Tensor) and (leaf.requires_grad or leaf.is_inference()):
-            return True
-    return False
+    return any(isinstance(leaf, torch.Tensor) and (leaf.requires_grad or leaf.is_inference()) for leaf in leaves)
 
 
 def _detached(aux: Any, flatten: tree.Flattener) -> Any:

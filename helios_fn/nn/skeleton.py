@@ -72,7 +72,7 @@ class Skeleton:
             for name, owner, key, _ in self._frozen:
                 owner[key] = buffers[name]
             self.bind_copies(buffers)
-        except KeyError:
+        except (KeyError, TypeError):
             self.check(params, buffers)
             raise
 

@@ -12,7 +12,7 @@ transforms the same bits come out of tensor operations, so `fold_in` and `split`
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ _INT_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _SMALL = 16  # up to so many rows, Python integers beat the fixed cost of a NumPy derivation
 
 
-def key(seed: int) -> Key:
+def key(seed: SupportsIndex) -> Key:
     """The root key of a seed.
 
     Args:
@@ -41,7 +41,7 @@ def key(seed: int) -> Key:
     return pack((_checked_int("seed", seed) & MASK64, 0))
 
 
-def fold_in(key: Key, /, *data: int | str | torch.Tensor) -> Key:
+def fold_in(key: Key, /, *data: SupportsIndex | str) -> Key:
     """A key derived from a key and data: equal for equal data, independent for different data.
 
     ``fold_in(key, a, b)`` equals ``fold_in(fold_in(key, a), b)``, and ``fold_in(key)`` is ``key``.

@@ -8,7 +8,7 @@ the number of workers nor on where reading began.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ SampleWords: TypeAlias = np.ndarray | Sequence[int]
 _CPU = torch.device("cpu")
 
 
-def sample_words(key: Key, epoch: int, indices: ArrayLike) -> np.ndarray:
+def sample_words(key: Key, epoch: SupportsIndex, indices: ArrayLike) -> np.ndarray:
     """The random words of samples: uint32 of shape (n, 4), one row for each of the n indices.
 
     Row i depends on the key, the epoch and ``indices[i]`` alone, so any grouping gives the same rows.

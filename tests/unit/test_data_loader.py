@@ -79,7 +79,7 @@ def test_each_epoch_visits_each_sample_once(size, shuffle, epoch):
 
 
 @given(size=sizes, start=st.integers(0, 200), count=st.integers(1, 6), unit=st.sampled_from(["iteration", "epoch"]))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_a_feed_opened_anywhere_continues_the_one_from_the_start(size, start, count, unit):
     """Resume: the deliveries after a cursor do not depend on where reading began."""
     n, batch_size, drop_last = size
@@ -92,7 +92,7 @@ def test_a_feed_opened_anywhere_continues_the_one_from_the_start(size, start, co
 
 
 @given(size=sizes, world=st.integers(1, 4), extra=st.integers(0, 3), unit=st.sampled_from(["iteration", "epoch"]))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_the_ranks_of_any_world_share_what_one_process_reads(size, world, extra, unit):
     """The union of all ranks' micro-batches, in rank order, is the delivery of a world of one."""
     n, batch_size, drop_last = size

@@ -41,7 +41,7 @@ def indices(deliveries):
 
 
 @given(n=st.integers(1, 12), batch_size=st.integers(1, 5), micro=st.integers(1, 4), at=st.integers(1, 9))
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 def test_a_stream_continues_from_any_cursor(n, batch_size, micro, at):
     """Resume: the deliveries after a cursor, and their cursors, do not depend on where reading began."""
     stream = Stream(numbers(n), batch_size)
@@ -51,7 +51,7 @@ def test_a_stream_continues_from_any_cursor(n, batch_size, micro, at):
 
 
 @given(n=st.integers(1, 12), batch_size=st.integers(1, 5))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 def test_each_pass_gives_each_sample_once_and_the_tail_is_shorter(n, batch_size):
     """A pass is the stream, cut into batches."""
     stream = Stream(numbers(n), batch_size)
@@ -63,7 +63,7 @@ def test_each_pass_gives_each_sample_once_and_the_tail_is_shorter(n, batch_size)
 
 
 @given(n=st.integers(1, 12), batch_size=st.integers(1, 5), world=st.integers(1, 4), extra=st.integers(0, 2))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 def test_the_ranks_of_any_world_share_what_one_process_reads(n, batch_size, world, extra):
     """The union of all ranks' micro-batches, in rank order, is the delivery of a world of one."""
     stream = Stream(numbers(n), batch_size)
