@@ -20,7 +20,10 @@ ROOT = Path("runs/demo")
 def launch(root: Path, workers: int, kill_after: int | None = None) -> dict | None:
     """Start the classifier; kill it after an iteration, or wait for the JSON line that ends it."""
     command = [sys.executable, str(HERE / "classify.py"), "--root", str(root), "--workers", str(workers), "--report"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    root.parent.mkdir(parents=True, exist_ok=True)
+    # Loader workers that are orphaned by SIGKILL may complain before they notice and leave.
+    errors = root.with_suffix(".stderr")
+    with open(errors, "a") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         last, first = "", None
         for line in process.stdout:
             last = line
@@ -35,7 +38,7 @@ def launch(root: Path, workers: int, kill_after: int | None = None) -> dict | No
         print(f"    {started}, {workers} workers: killed after iteration {kill_after}")
         return None
     if process.returncode != 0:
-        raise SystemExit(f"the run in {root} failed with exit status {process.returncode}")
+        raise SystemExit(f"the run in {root} failed with exit status {process.returncode}:\n{errors.read_text()}")
     print(f"    {started}, {workers} workers: finished")
     return json.loads(last)
 

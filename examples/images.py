@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-FASHION = Path("/usr/share/dataset-fashion-mnist")  # apt-get install dataset-fashion-mnist
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # apt-get install dataset-fashion-mnist
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -110,7 +110,7 @@ def test_a_call_has_the_bits_of_the_module(case, mode):
     now = values(module)
     assert tree.equal(new_buffers, {name: now[name] for name in buffers})
     assert tree.equal(buffers, before)
-    names, wanted = zip(*module.named_parameters(), strict=True)
+    _names, wanted = zip(*module.named_parameters(), strict=True)
     trainable = [tensor for tensor in wanted if tensor.requires_grad]
     found = torch.autograd.grad(output.square().sum(), list(weights.values()))
     assert tree.equal(list(found), list(torch.autograd.grad(expected.square().sum(), trainable)))
@@ -220,7 +220,8 @@ def test_the_forms_differ_in_modes_only_and_frozen_norms_stay_frozen():
     _, trained = model(params, buffers, x)
     assert [int(trained[f"{i}.num_batches_tracked"]) for i in (0, 1)] == [1, 0]
     assert tree.equal(model.eval(params, buffers, x)[1], buffers)
-    assert not module[1].training and module[0].training
+    assert not module[1].training
+    assert module[0].training
 
 
 def test_a_module_handed_over_in_eval_mode_is_trained_in_train_form():
@@ -246,7 +247,8 @@ def test_an_exception_leaves_the_model_usable_and_without_weights():
     with pytest.raises(ArithmeticError):
         model(params, buffers, torch.ones(2), fail=True)
     (skeleton,) = model._train._idle
-    assert skeleton.module.weight.is_meta and skeleton.module.filled is None
+    assert skeleton.module.weight.is_meta
+    assert skeleton.module.filled is None
     assert tree.equal(model(params, buffers, torch.ones(2))[0], torch.ones(2))
 
 
@@ -313,7 +315,10 @@ def test_a_compiled_call_takes_the_same_tensors_to_the_same_results():
     ("change", "message"),
     [
         (lambda p, b: p.pop("last.bias"), "params do not fit the module; missing: 'last.bias'"),
-        (lambda p, b: p.update({"last.biass": p.pop("last.bias")}), r"unknown: 'last.biass' \(did you mean 'last.bias'"),
+        (
+            lambda p, b: p.update({"last.biass": p.pop("last.bias")}),
+            r"unknown: 'last.biass' \(did you mean 'last.bias'",
+        ),
         (lambda p, b: b.pop("fixed.weight"), "buffers do not fit the module; missing: 'fixed.weight'"),
         (lambda p, b: b.update({"nrm": b.pop("bias")}), "missing: 'bias'; unknown: 'nrm'"),
     ],
@@ -393,7 +398,7 @@ def test_modules_that_cannot_be_called_with_given_weights_are_refused_with_the_r
 def test_distributed_wrappers_are_refused(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        with pytest.raises(TypeError, match="DistributedDataParallel.*hand over the wrapped module"):
+        with pytest.raises(TypeError, match=r"DistributedDataParallel.*hand over the wrapped module"):
             functional(nn.parallel.DistributedDataParallel(nn.Linear(2, 2)))
     finally:
         torch.distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ def split(batch, sizes):
 def regression(params, buffers, batch, key):
     x, y = batch
     error = (x @ params["w"] + params["b"] - y).square()
-    return error.mean(), Aux(weight=len(y), metrics={"error": error.mean(), "largest": error.detach()[0].sum()})
+    return error.mean(), Aux(weight=len(y), metrics={"error": error.mean(), "largest": error.detach()[:1].sum()})
 
 
 regression_grad = value_and_grad(regression, has_aux=True)
@@ -41,7 +42,10 @@ regression_grad = value_and_grad(regression, has_aux=True)
 
 def regression_case(seed, samples, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=dtype)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
     return state_of({"w": draw(3, 2), "b": draw(2)}), (draw(samples, 3), draw(samples, 2))
 
 
@@ -86,7 +90,7 @@ def test_the_tree_mean_has_the_same_bits_for_every_share_of_processes(seed, size
         gathered.append(partial)
         raise Gathered
 
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         with pytest.raises(Gathered):
             microsteps(regression_grad, state, MicroBatches(items[start:stop], start, count), reduce=gather)
     total = combine([partial.blocks for partial in gathered], count)
@@ -114,16 +118,24 @@ def test_the_fold_has_the_bits_of_the_shared_arithmetic(seed, sizes):
 def test_one_plain_batch_passes_through_as_it_is():
     state, batch = regression_case(0, 4, torch.float32)
     (loss, aux), grads = regression_grad(state.params, None, batch, None)
-    marked = lambda *_: ((loss, aux), grads)
+
+    def marked(*_):
+        return ((loss, aux), grads)
+
     mean = microsteps(marked, state, batch)
-    assert mean.grads is grads and mean.buffers is state.buffers and mean.weight == 4
+    assert mean.grads is grads
+    assert mean.buffers is state.buffers
+    assert mean.weight == 4
     assert tree.equal((mean.loss, mean.metrics), (loss, dict(aux.metrics)))
 
 
 def test_results_are_private_even_if_gradients_alias_what_is_alive():
     """autograd may return expanded tensors, or the very tensors of the batch."""
     shared = torch.ones(1)
-    grad_fn = lambda *_: ((torch.tensor(1.0), Aux()), {"w": shared.expand(2)})
+
+    def grad_fn(*_):
+        return ((torch.tensor(1.0), Aux()), {"w": shared.expand(2)})
+
     for reduction in ("tree", "fold"):
         mean = microsteps(grad_fn, state_of({"w": torch.zeros(2)}), MicroBatches((0, 0, 0), 0, 3, reduction))
         assert tree.equal(mean.grads, {"w": torch.ones(2)})
@@ -174,7 +186,10 @@ def test_constant_buffers_keep_their_bits():
         "flag": torch.tensor(True),
         "scalar": 3,
     }
-    copies = lambda: {name: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for name, leaf in constants.items()}
+
+    def copies():
+        return {name: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for name, leaf in constants.items()}
+
     for buffers in (lambda: constants, copies):
         grad_fn = answers(*[(1.0, [1.0], Aux(buffers=buffers(), weight=weight)) for weight in (3, 0.7, 1)])
         mean = microsteps(grad_fn, state_of({"w": torch.zeros(1)}, constants), MicroBatches((0, 0, 0), 0, 3))
@@ -186,7 +201,10 @@ def test_a_weightless_micro_batch_poisons_nothing():
     sound = Aux(buffers={"r": torch.tensor([3.0])}, weight=2, metrics={"m": 5.0})
     state = state_of({"w": torch.zeros(1)}, {"r": torch.ones(1)})
     for reduction in ("tree", "fold"):
-        for results in ([(math.nan, [math.nan], poison), (1.0, [4.0], sound)], [(1.0, [4.0], sound), (math.inf, [math.inf], poison)]):
+        for results in (
+            [(math.nan, [math.nan], poison), (1.0, [4.0], sound)],
+            [(1.0, [4.0], sound), (math.inf, [math.inf], poison)],
+        ):
             mean = microsteps(answers(*results), state, MicroBatches((0, 0), 0, 2, reduction))
             expected = (torch.tensor(1.0), {"w": torch.tensor([4.0])}, {"r": torch.tensor([3.0])}, 2)
             assert tree.equal((mean.loss, mean.grads, mean.buffers, int(mean.weight)), expected)
@@ -210,7 +228,8 @@ def test_a_weight_may_be_any_real_number(weight):
     results = [(1.0, [1.0], Aux(weight=weight)), (4.0, [4.0], Aux(weight=1))]
     mean = microsteps(answers(*results), state_of({"w": torch.zeros(1)}), MicroBatches((0, 0), 0, 2))
     assert tree.equal((mean.loss, mean.grads["w"]), (torch.tensor(2.0), torch.tensor([2.0])))
-    assert not isinstance(mean.weight, torch.Tensor) and mean.weight == 3
+    assert not isinstance(mean.weight, torch.Tensor)
+    assert mean.weight == 3
 
 
 @pytest.mark.parametrize("batch", [torch.ones(2), MicroBatches((torch.ones(2), torch.ones(1)), 0, 2)])
@@ -222,13 +241,18 @@ def test_weights_that_are_known_only_to_the_compiler_stay_tensors(batch):
         return (params["w"] * x / x).mean(), Aux(buffers={"r": buffers["r"] * 3}, weight=x.sum() * scale)
 
     def run(scale):
-        keyed = lambda params, buffers, x, key: loss_fn(params, buffers, x, scale)
+        def keyed(params, buffers, x, key):
+            return loss_fn(params, buffers, x, scale)
+
         mean = microsteps(value_and_grad(keyed, has_aux=True), state, batch)
         return mean.loss, mean.grads["w"], mean.buffers["r"], mean.weight
 
     loss, grads, buffers, weight = torch.vmap(run)(torch.tensor([1.0, 0.0]))
-    assert weight.tolist()[1] == 0 and weight[0] > 0
-    assert loss.tolist() == [1, 0] and grads.tolist() == [1, 0] and buffers.tolist() == [[3], [1]]
+    assert weight.tolist()[1] == 0
+    assert weight[0] > 0
+    assert loss.tolist() == [1, 0]
+    assert grads.tolist() == [1, 0]
+    assert buffers.tolist() == [[3], [1]]
 
 
 def test_metrics_are_detached_scalars_of_the_types_they_came_in():
@@ -270,7 +294,11 @@ PLAIN = (1.0, [1.0], Aux())
         ([(1.0, [1.0], Aux(weight=torch.tensor(math.inf)))], ValueError, "must be finite .* got inf"),
         ([(1.0, [1.0], Aux(weight=torch.ones(2)))], ValueError, r"0-d tensor, got float32\[2\]: give the number of"),
         ([(1.0, [1.0], Aux(weight="8"))], TypeError, "must be a number or tensor, got str '8'"),
-        ([(1.0, [1.0], Aux(metrics={"m": torch.ones(3)}))], ValueError, r"metric 'm' .* got float32\[3\]: take its mean"),
+        (
+            [(1.0, [1.0], Aux(metrics={"m": torch.ones(3)}))],
+            ValueError,
+            r"metric 'm' .* got float32\[3\]: take its mean",
+        ),
         ([(1.0, [1.0], Aux(metrics={"m": "x"}))], TypeError, "metric 'm' must be a number or 0-d tensor, got str"),
         ([(1.0, [1.0], Aux(metrics={3: 1.0}))], TypeError, "named by strings, got 3"),
         ([(1.0, [1.0], Aux(metrics=[1.0]))], TypeError, "metrics must map names to scalars, got list"),

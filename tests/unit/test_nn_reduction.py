@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -27,7 +29,7 @@ def cuts(data, count: int) -> list[int]:
 
 def sliced(terms, edges, kind) -> list[list[Block]]:
     parts = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         total = kind(start)
         for term in terms[start:stop]:
             total.push([leaf.clone() for leaf in term])
@@ -72,9 +74,12 @@ def test_the_fold_sum_is_that_of_a_loop(seed, count):
 @given(start=st.integers(0, 200), length=st.integers(0, 200))
 def test_blocks_are_the_largest_nodes_within_a_slice(start, length):
     found = blocks(start, start + length)
-    assert [index for first, size in found for index in range(first, first + size)] == list(range(start, start + length))
+    assert [index for first, size in found for index in range(first, first + size)] == list(
+        range(start, start + length)
+    )
     for first, size in found:
-        assert size & (size - 1) == 0 and first % size == 0
+        assert size & (size - 1) == 0
+        assert first % size == 0
         parent = first - first % (2 * size)
         assert parent < start or parent + 2 * size > start + length
 

@@ -14,15 +14,17 @@ from .test_optim import grads_at, kinds, params_of, trained
 
 
 class Counting(torch.optim.Optimizer):
-    """Keeps Python scalars, nested slots, an absent slot and a counter in its group, as third parties do."""
+    """Does what third parties do: Python scalars, nested and absent slots, settings that change and change
+    back, writes to its gradients."""
 
     def __init__(self, params, lr=0.1):
-        super().__init__(params, {"lr": lr, "k": 0, "scale": torch.ones(())})
+        super().__init__(params, {"lr": lr, "k": 0, "odd": False, "scale": torch.ones(())})
 
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
             group["k"] += 1
+            group["odd"] = not group["odd"]
             group["scale"] = group["scale"] * 0.9
             for p in group["params"]:
                 state = self.state[p]
@@ -31,6 +33,7 @@ class Counting(torch.optim.Optimizer):
                 state["step"] += 1
                 state["total"] += state["step"] / 3
                 state["seen"] = True
+                p.grad.add_(p, alpha=0.1 if group["odd"] else 0.2)
                 state["history"][0].add_(p.grad, alpha=state["total"])
                 p.add_(state["history"][0], alpha=-group["lr"] / group["k"]).mul_(group["scale"])
 
@@ -111,11 +114,20 @@ def test_scalars_nested_slots_and_settings_are_kept_exactly():
         params, state = trained(optimizer, params, state, step, step + 1)
         assert tree.equal(tree.leaves(params), [leaf.detach() for leaf in leaves])
         assert kinds(state) == shape
-    assert state.settings.keys() == {"k", "scale"}
+    assert state.settings.keys() == {"k", "odd", "scale"}
     assert state.settings["k"] == 20
     slots, wanted = state.slots["layer"]["weight"], reference.state[leaves[1]]
     assert {name: type(slots[name]) for name in slots} == {name: type(wanted[name]) for name in wanted}
     assert tree.equal(slots["total"], wanted["total"])
+
+
+def test_a_class_that_writes_to_its_gradients_does_not_write_to_the_callers():
+    optimizer = from_torch(Counting)
+    params = params_of()
+    grads = grads_at(0, params)
+    before = tree.digest(grads)
+    optimizer.update(grads, optimizer.init(params), params)
+    assert tree.digest(grads) == before
 
 
 def test_a_rate_that_the_class_sets_itself_is_state_and_excludes_a_schedule():

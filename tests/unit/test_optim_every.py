@@ -103,6 +103,13 @@ def test_a_call_without_weight_adds_nothing_whatever_it_holds():
     assert torch.equal(params["w"], -torch.ones(2))
 
 
+def test_the_first_call_of_weight_one_is_kept_exactly():
+    optimizer = optim.every(2, optim.sgd(1.0))
+    params, grads = {"w": torch.ones(3)}, {"w": torch.tensor([-0.0, 1e-45, float("inf")])}
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    assert tree.equal(state.pending, grads)
+
+
 def test_half_precisions_accumulate_in_float32():
     optimizer = optim.every(2, optim.sgd(1.0))
     params = {"w": torch.zeros(1, dtype=torch.bfloat16)}
