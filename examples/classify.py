@@ -79,7 +79,7 @@ def main() -> None:
         return hf.Aux(metrics={"loss": F.cross_entropy(logits, y), "accuracy": accuracy}, weight=len(y))
 
     steps = options.epochs * -(-len(train_y) // 64)
-    optimizer = hf.optim.adamw(hf.optim.schedules.warmup_cosine(1e-2, warmup_steps=steps // 10, total_steps=steps))
+    optimizer = hf.optim.adamw(hf.schedules.warmup_cosine(1e-2, warmup_steps=steps // 10, total_steps=steps))
     average = hf.ema(0.95)
     test_set = hf.Loader(TensorDataset(test_x, test_y), batch_size=256, shuffle=False)
     cfg = hf.RunConfig(

@@ -23,7 +23,10 @@ def launch(root: Path, workers: int, kill_after: int | None = None) -> dict | No
     root.parent.mkdir(parents=True, exist_ok=True)
     # Loader workers that are orphaned by SIGKILL may complain before they notice and leave.
     errors = root.with_suffix(".stderr")
-    with open(errors, "a") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+    with (
+        open(errors, "a") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
         last, first = "", None
         for line in process.stdout:
             last = line

@@ -52,7 +52,9 @@ def main() -> None:
         return F.softplus(-real).mean() + F.softplus(made).mean()
 
     def generator_loss(params, batch, key, discriminator_params):
-        made, _ = discriminator(discriminator_params, {}, fake(params, key, batch[0]), key=hf.random.fold_in(key, "made"))
+        made, _ = discriminator(
+            discriminator_params, {}, fake(params, key, batch[0]), key=hf.random.fold_in(key, "made")
+        )
         return F.softplus(-made).mean()
 
     def step(state, batch):

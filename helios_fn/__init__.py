@@ -44,6 +44,9 @@ from .nn import grad as grad
 from .nn import microsteps as microsteps
 from .nn import value_and_grad as value_and_grad
 
+# Learning rates as functions of the update count.
+from .optim import schedules as schedules
+
 # The state.
 from .state import TrainState as TrainState
 from .state import init_state as init_state

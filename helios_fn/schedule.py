@@ -44,7 +44,7 @@ class Assignment(NamedTuple):
 
     positions: tuple[tuple[int, int], ...]
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, of no use here
     cursor: Cursor
 
 

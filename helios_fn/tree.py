@@ -45,7 +45,14 @@ def register(cls: T) -> T:
             object.__setattr__(node, name, child)
         return node
 
-    optree.register_pytree_node(cls, flatten, unflatten, path_entry_type=optree.GetAttrEntry, namespace=NAMESPACE)
+    # optree's types ask for a collection, which a node need not be.
+    optree.register_pytree_node(
+        cls,  # type: ignore[arg-type]
+        flatten,
+        unflatten,  # type: ignore[arg-type]
+        path_entry_type=optree.GetAttrEntry,
+        namespace=NAMESPACE,
+    )
     return cls
 
 
@@ -193,7 +200,7 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     dense = tensor.detach().cpu().contiguous()
     # Not reshape: a contiguous tensor of one element may have any stride, and keeps it.
     flat = dense.as_strided((dense.numel(),), (1,))
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B") if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data.cast("B") if flat.numel() else memoryview(b"")
 
 
 def scalar_bytes(value: Any) -> bytes:

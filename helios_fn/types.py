@@ -60,7 +60,7 @@ class MicroBatches(NamedTuple):
 
     items: tuple[Any, ...]
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, of no use here
     reduction: ReductionName = "tree"
 
 
@@ -91,7 +91,7 @@ class Delivery(NamedTuple):
 
     items: tuple[Any, ...]
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, of no use here
     cursor: Cursor
 
 

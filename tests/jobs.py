@@ -47,7 +47,7 @@ class Case:
     log_every: int = 1
     validate_every: hf.Every | None = None
     early_stop: int | None = None
-    checkpoint_every: hf.Every | None = hf.Every(2, "iteration")
+    checkpoint_every: hf.Every | None = dataclasses.field(default_factory=lambda: hf.Every(2, "iteration"))
     seed: int = 6691
 
 
@@ -107,12 +107,14 @@ def build(case: Case, workers: int = 0) -> Job:
         x, y = batch
         logits, buffers = model(params, buffers, x)
         loss = torch.nn.functional.cross_entropy(logits, y)
-        return loss, hf.Aux(buffers=buffers, weight=len(y), metrics={"accuracy": (logits.argmax(1) == y).float().mean()})
+        return loss, hf.Aux(
+            buffers=buffers, weight=len(y), metrics={"accuracy": (logits.argmax(1) == y).float().mean()}
+        )
 
     def evaluate(params, buffers, batch):
         x, y = batch
         logits, _ = model.eval(params, buffers, x)
-        noise = 0.1 * torch.rand(()) # validation may draw; training must not notice
+        noise = 0.1 * torch.rand(())  # validation may draw; training must not notice
         return hf.Aux(metrics={"loss": torch.nn.functional.cross_entropy(logits, y) + noise}, weight=len(y))
 
     if case.handwritten:
@@ -129,7 +131,7 @@ def build(case: Case, workers: int = 0) -> Job:
 
 
 def make_optimizer(case: Case) -> hf.optim.Optimizer:
-    rate = hf.optim.schedules.warmup_cosine(0.05, warmup_steps=2, total_steps=20) if case.schedule else 0.05
+    rate = hf.schedules.warmup_cosine(0.05, warmup_steps=2, total_steps=20) if case.schedule else 0.05
     if case.optimizer == "torch":
         inner = hf.optim.from_torch(torch.optim.RMSprop, lr=rate, momentum=0.5)
     elif case.optimizer == "sgd":
@@ -171,7 +173,10 @@ def make_source(case: Case, workers: int = 0):
         return hf.Stream(open_points(dataset), batch_size=case.batch_size)
     if case.source == "dataloader":
         return DataLoader(
-            dataset, batch_size=case.batch_size, shuffle=case.order == "shuffled", drop_last=case.drop_last,
+            dataset,
+            batch_size=case.batch_size,
+            shuffle=case.order == "shuffled",
+            drop_last=case.drop_last,
             num_workers=workers,
         )
     order = {"shuffled": {"shuffle": True}, "sequential": {"shuffle": False}, "custom": {"order": reversed_order}}

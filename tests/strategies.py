@@ -6,7 +6,6 @@ import math
 
 from hypothesis import strategies as st
 
-import helios_fn as hf
 from helios_fn.testing.strategies import cadences
 
 from .jobs import Case
@@ -51,4 +50,3 @@ def cases(draw, max_iterations: int = 8, sources=("loader", "dataloader", "strea
         checkpoint_every=draw(cadences(units=units)),
         seed=draw(st.integers(0, 2**64 - 1)),
     )
-

@@ -7,7 +7,20 @@ from typing import Any
 import torch
 
 from .. import tree
-from ..types import Delivery, MicroBatches, ReductionName
+from ..data import Phases, as_source
+from ..types import Delivery, MicroBatches, ReductionName, Source
+
+
+def one_source(loader: Any) -> Source:
+    """The source behind a loader that is not a curriculum.
+
+    Raises:
+        TypeError: it is one, or nothing that batches can be read from.
+    """
+    source = as_source(loader)
+    if isinstance(source, Phases):
+        raise TypeError("phases follow the training state: evaluate on one of their sources, or on a Loader of its own")
+    return source
 
 
 def step_input(delivery: Delivery, micro_batches: int, reduction: ReductionName, device: Any) -> Any:

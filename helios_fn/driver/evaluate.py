@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from .. import random
-from ..data import as_source
 from ..errors import RunFailed
 from ..state import TrainState
 from ..types import Aux, Cursor, Key, Share, Tree
-from .batches import describe_batch, to_device
+from .batches import describe_batch, one_source, to_device
 
 EvalFn = Callable[[Any, Any, Any], Aux]
 OnBatch = Callable[[int, int | None], None]
@@ -39,7 +38,7 @@ class Validator:
         device: Any = None,
     ) -> None:
         self._eval_fn = eval_fn
-        self._source = as_source(loader)
+        self._source = one_source(loader)
         if self._source.batches_per_epoch is None:
             raise ValueError("a stream has no end to evaluate up to: hand over a Loader, or limit the stream yourself")
         self._params = params

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -46,7 +46,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, cfg: RunConfig, facts: dict[str, Json], metadata: Callable[[TrainState], str] | None = None
+        self, cfg: RunConfig, facts: Mapping[str, Json], metadata: Callable[[TrainState], str] | None = None
     ) -> None:
         self._cfg = cfg
         # Through JSON and back, so that facts compare equal to what a checkpoint gives back.
@@ -90,7 +90,7 @@ class RunFolder:
             return Start(state, {}, self._new_log_dir(), None, None)
         superseded = self._store.supersede(chosen)
         log_dir = self._old_log_dir(chosen)
-        return Start(state, dict(chosen.record.get("sinks", {})), log_dir, superseded, chosen.path)
+        return Start(state, _fact(chosen, "sinks"), log_dir, superseded, chosen.path)
 
     def rollback(self, fresh: TrainState) -> Start:
         """The newest valid checkpoint again, for a run that has gone bad since."""
@@ -99,7 +99,7 @@ class RunFolder:
         if newest is None:
             raise CheckpointError(f"there is no checkpoint in {self._store.folder} to roll back to")
         state = self._load(newest, fresh)
-        return Start(state, dict(newest.record.get("sinks", {})), self._log_dir, None, newest.path)
+        return Start(state, _fact(newest, "sinks"), self._log_dir, None, newest.path)
 
     def save(self, state: TrainState, marks: dict[str, Json]) -> Path | None:
         """Write the state as a checkpoint and return its path; ``None`` without a root."""
@@ -130,7 +130,8 @@ class RunFolder:
         if resume == "auto":
             return self._store.newest()
         if resume is None:
-            return self._insist_on_none("resume=None starts afresh")
+            self._insist_on_none("resume=None starts afresh")
+            return None
         if resume == "last":
             return self._insist_on_one(self._store.newest())
         if resume == "best":
@@ -165,7 +166,7 @@ class RunFolder:
         sign = 1.0 if early_stop.mode == "max" else -1.0
         candidates = []
         for entry in self._store.entries():
-            value = float(entry.record.get("validation", {}).get(early_stop.monitor, "nan"))
+            value = float(str(_fact(entry, "validation").get(early_stop.monitor, "nan")))
             if value == value:
                 candidates.append((sign * value, entry.iteration, entry.path))
         for _, _, path in sorted(candidates, reverse=True):
@@ -194,3 +195,9 @@ class RunFolder:
             return self._new_log_dir()
         self._log_dir = self._root / "logs" / name
         return self._log_dir
+
+
+def _fact(checkpoint: Checkpoint, name: str) -> dict[str, Json]:
+    """A mapping that `RunFolder.save` put into the record, empty where it is not one."""
+    found = checkpoint.record.get(name)
+    return dict(found) if isinstance(found, dict) else {}

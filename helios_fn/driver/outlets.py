@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ..sinks import check_sinks
 from ..types import Json, Observer, Row, RunInfo, Sink
 
 _EVENTS = (
@@ -24,16 +25,13 @@ class Outlets:
     Only methods that an observer really defines are called, so an event nobody reads costs nothing.
 
     Raises:
-        ValueError: two sinks have the same name.
-        TypeError: an observer defines none of the methods of `Observer`.
+        ValueError: two sinks have the same name or path.
+        TypeError: something is no sink, or an observer defines none of the methods of `Observer`.
     """
 
     def __init__(self, sinks: Iterable[Sink], observers: Iterable[Any]) -> None:
         self._sinks = list(sinks)
-        names = [sink.name for sink in self._sinks]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two sinks are called {name!r}, so their marks could not be told apart: rename one")
+        check_sinks(self._sinks)
         self._handlers: dict[str, list[Callable[..., None]]] = {event: [] for event in _EVENTS}
         for observer in observers:
             self._subscribe(observer)

@@ -17,7 +17,7 @@ from ..data import Phases, as_source
 from ..finite import skip_non_finite
 from ..sinks import Progress
 from ..state import TrainState
-from ..types import Observer, Reason, Result, RunInfo, Sink, Source, Step
+from ..types import Json, Observer, Reason, Result, RunInfo, Sink, Source, Step
 from .failure import run_failed, save_after
 from .folder import RunFolder, Start
 from .guard import PurityGuard
@@ -111,7 +111,10 @@ def iterate(
     fresh = _checked_state(init_state() if callable(init_state) else init_state, cfg)
     progress = [Progress()] if cfg.progress else []
     outlets = Outlets(sinks, [*progress, *observers])
-    facts = {"geometry": geometry(cfg, share, source.describe(), fresh), "environment": environment(cfg)}
+    facts: dict[str, Json] = {
+        "geometry": geometry(cfg, share, source.describe(), fresh),
+        "environment": environment(cfg),
+    }
     folder = RunFolder(cfg, facts, checkpoint_metadata)
     guarded = skip_non_finite(step) if cfg.non_finite == "skip" else step
     guard = PurityGuard(guarded, cfg.purity_checks)
@@ -206,7 +209,7 @@ def _check_stream(cfg: RunConfig) -> None:
     if cfg.unit == "epoch":
         raise ValueError("a stream has no epochs to count: use unit='iteration'")
     for field in ("log_every", "validate_every", "checkpoint_every"):
-        cadence = cfg.cadence(field)  # type: ignore[arg-type]
+        cadence = cfg.cadence(field)
         if cadence is not None and cadence.unit == "epoch":
             raise ValueError(f"{field} counts epochs, but a stream has none: count iterations")
 

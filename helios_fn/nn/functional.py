@@ -80,9 +80,10 @@ class Functional:
     batch norms stay in eval mode; but a module that came wholly in eval mode is put into train mode.
     ``model.eval(...)`` is the eval form: all submodules in eval mode. The forms differ in nothing else.
 
-    Safe for use from several threads and within itself. Modules that recompute activations
-    (``torch.utils.checkpoint``) work inside `value_and_grad`. A compiled region takes the route of
-    ``torch.func.functional_call``, where ``key`` cannot be given: open the scope around the region.
+    Safe for use within itself and from several threads (but scopes, and so calls with a key, must take
+    turns: the generators belong to the process). Modules that recompute activations
+    (``torch.utils.checkpoint``) work inside `value_and_grad`. In a compiled region, where ``key`` cannot
+    be given, open the scope around the region.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -129,7 +130,7 @@ class _Form:
     def __init__(self, module: nn.Module) -> None:
         self.pattern = Skeleton(module)
         self._shell = _Shell(module)
-        # list.pop and list.append are atomic: no lock is needed, and none would survive a pickle.
+        # list.pop and list.append are atomic: no lock is needed, and none could go to another process.
         self._idle: list[Skeleton] = []
 
     def call(
@@ -175,6 +176,7 @@ class _Form:
     def _run_traced(
         self, params: Tensors, buffers: Tensors, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Buffers]:
+        # The compiler follows functional_call, but not writes into dicts that it did not see made.
         pattern = self.pattern
         pattern.check(params, buffers)
         tensors = {f"module.{name}": tensor for name, tensor in (*params.items(), *buffers.items())}

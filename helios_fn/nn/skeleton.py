@@ -53,6 +53,7 @@ class Skeleton:
         self._frozen = [slot for slot in parameters if not slot.placeholder.requires_grad]
         self._buffers = _slots(module, "_buffers")
         self._absent = _absent_buffers(module)
+        self._recurrent = [submodule for submodule in module.modules() if isinstance(submodule, nn.RNNBase)]
         self._first = list({slot.name: slot for slot in reversed(self._buffers)}.values())
         self.param_names = _names(self._params)
         self.copied_names = _names(self._buffers)
@@ -110,6 +111,9 @@ class Skeleton:
                 owner[key] = placeholder
         for _, owner, key in self._absent:
             owner[key] = None
+        for module in self._recurrent:
+            # torch's recurrent layers keep a second list of their weights.
+            module._init_flat_weights()
 
     def check(self, params: Tensors, buffers: Tensors) -> None:
         """Refuse names that are missing or unknown, see `bind`."""

@@ -1,4 +1,11 @@
-"""Optimisers as pure functions: ``init(params)`` and ``update(grads, opt_state, params)``."""
+"""Optimisers as pure functions over trees.
+
+    optimizer = chain(clip_by_global_norm(1.0), adamw(schedules.warmup_cosine(3e-4, 100, 10_000)))
+    opt_state = optimizer.init(params)
+    params, opt_state = optimizer.update(grads, opt_state, params)
+
+All memory is in ``opt_state``, and ``update`` writes to none of its inputs.
+"""
 
 from __future__ import annotations
 

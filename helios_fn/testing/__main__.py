@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import random, schedule
-from ..data import Phases, as_source
-from ..driver.batches import step_input
+from ..data import Phases
+from ..driver.batches import one_source, step_input
 from ..types import Cursor
 from .interrupt import Stop
 from .laws import check_resume, check_step
@@ -55,7 +55,7 @@ def check_first_step(job: Job) -> None:
     """`check_step` on the job's initial state and first batch."""
     state = job.state() if callable(job.state) else job.state
     loader = job.loader() if callable(job.loader) else job.loader
-    source = loader.source(0) if isinstance(loader, Phases) else as_source(loader)
+    source = one_source(loader.source(0) if isinstance(loader, Phases) else loader)
     share = schedule.share_of(job.cfg)
     feed = source.open(Cursor(), key=state.key, share=share)
     try:

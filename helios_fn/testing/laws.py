@@ -108,7 +108,13 @@ def check_workers(
 
 def _schedules(stops: Sequence[Stop | int | Sequence[Stop]] | None, iterations: int) -> list[list[Stop]]:
     if stops is not None:
-        return [[Stop(each)] if isinstance(each, int) else [each] if isinstance(each, Stop) else [*each] for each in stops]
+        return [_as_schedule(each) for each in stops]
     kinds = ("crash", "signal", "leave")
     single = [Stop(at, kinds[i % 3]) for i, at in enumerate(spread(iterations))]  # type: ignore[arg-type]
     return [[stop] for stop in single] + ([single] if len(single) > 1 else [])
+
+
+def _as_schedule(stop: Stop | int | Sequence[Stop]) -> list[Stop]:
+    if isinstance(stop, int):
+        return [Stop(stop)]
+    return [stop] if isinstance(stop, Stop) else [*stop]

@@ -1,11 +1,11 @@
 """Hypothesis strategies for the laws; needs the extra ``helios-fn[testing]``.
 
-    from hypothesis import given
-    from helios_fn.testing import check_resume, strategies as hst
+from hypothesis import given
+from helios_fn.testing import check_resume, strategies as hst
 
-    @given(hst.interruptions(iterations=12))
-    def test_resume(stops):
-        check_resume(step, state, loader, cfg, stops=[stops])
+@given(hst.interruptions(iterations=12))
+def test_resume(stops):
+    check_resume(step, state, loader, cfg, stops=[stops])
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def cadences(most: int = 4, *, units: Sequence[UnitName] = ("iteration", "epoch"
 
 
 @st.composite
-def run_configs(draw: st.DrawFn, *, max_total: int = 8, units: Sequence[UnitName] = ("iteration", "epoch")) -> RunConfig:
+def run_configs(
+    draw: st.DrawFn, *, max_total: int = 8, units: Sequence[UnitName] = ("iteration", "epoch")
+) -> RunConfig:
     """Quiet configurations without a root: unit, total, accumulation, reduction and cadences vary."""
     unit = draw(st.sampled_from(list(units)))
     return RunConfig(

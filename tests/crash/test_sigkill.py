@@ -63,7 +63,9 @@ kills = st.builds(Kill, st.integers(1, 6), st.sampled_from([0.0, 0.001, 0.003, 0
 
 
 @settings(max_examples=8)
-@given(case=cases(max_iterations=6), kills=st.lists(kills, min_size=1, max_size=3), last_workers=st.sampled_from([0, 2]))
+@given(
+    case=cases(max_iterations=6), kills=st.lists(kills, min_size=1, max_size=3), last_workers=st.sampled_from([0, 2])
+)
 def test_killed_processes_end_in_the_bits_of_one_left_alone(tmp_path_factory, case: Case, kills, last_workers):
     """Final state, reason and log rows are equal; loader workers may change between the processes."""
     root = tmp_path_factory.mktemp("runs")
@@ -76,9 +78,17 @@ def test_killed_processes_end_in_the_bits_of_one_left_alone(tmp_path_factory, ca
 def test_killed_while_saving_at_every_iteration(tmp_path, unit):
     """A save-heavy run killed in or right after each of its saves, again and again, still ends right."""
     case = Case(
-        unit=unit, total=8 if unit == "iteration" else 2, samples=12, augment="torch", dropout=True, batch_norm=True,
-        ema=True, schedule=True, checkpoint_every=hf.Every(1, "iteration"),
-        validate_every=hf.Every(1, "iteration"), early_stop=50,
+        unit=unit,
+        total=8 if unit == "iteration" else 2,
+        samples=12,
+        augment="torch",
+        dropout=True,
+        batch_norm=True,
+        ema=True,
+        schedule=True,
+        checkpoint_every=hf.Every(1, "iteration"),
+        validate_every=hf.Every(1, "iteration"),
+        early_stop=50,
     )
     alone = outcome(case, tmp_path / "alone", [])
     kills = [Kill(iteration, 0.0005 * iteration) for iteration in range(1, 7)]

@@ -19,8 +19,11 @@ def train(**changes) -> hf.TrainState:
 
 @settings(max_examples=25)
 @given(
-    samples=st.integers(4, 13), small=st.integers(1, 4), steps=st.integers(1, 4),
-    reduction=st.sampled_from(["tree", "fold"]), total=st.integers(1, 4),
+    samples=st.integers(4, 13),
+    small=st.integers(1, 4),
+    steps=st.integers(1, 4),
+    reduction=st.sampled_from(["tree", "fold"]),
+    total=st.integers(1, 4),
 )
 def test_weighted_micro_batches_equal_their_union(samples, small, steps, reduction, total):
     """M micro-batches in one iteration give the update of their union, also where the last one is ragged."""
@@ -33,14 +36,24 @@ def test_weighted_micro_batches_equal_their_union(samples, small, steps, reducti
 
 @settings(max_examples=25)
 @given(
-    batches=st.integers(1, 4), m=st.integers(2, 4), batch_size=st.integers(1, 3), epochs=st.integers(1, 3),
-    optimizer=st.sampled_from(["adamw", "sgd", "torch"]), ema=st.booleans(), schedule=st.booleans(),
+    batches=st.integers(1, 4),
+    m=st.integers(2, 4),
+    batch_size=st.integers(1, 3),
+    epochs=st.integers(1, 3),
+    optimizer=st.sampled_from(["adamw", "sgd", "torch"]),
+    ema=st.booleans(),
+    schedule=st.booleans(),
 )
 def test_every_m_equals_accumulation_bit_for_bit(batches, m, batch_size, epochs, optimizer, ema, schedule):
     """Epoch-unit ``every(M)`` equals iteration-unit accumulation where M divides the epoch, in fold order."""
     common = {
-        "samples": batches * m * batch_size, "batch_size": batch_size, "optimizer": optimizer, "ema": ema,
-        "schedule": schedule, "reduction": "fold", "checkpoint_every": None,
+        "samples": batches * m * batch_size,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "ema": ema,
+        "schedule": schedule,
+        "reduction": "fold",
+        "checkpoint_every": None,
     }
     by_epoch = train(unit="epoch", total=epochs, every=m, **common)
     by_iteration = train(unit="iteration", total=epochs * batches, accumulation=m, **common)

@@ -36,8 +36,11 @@ def batches_in_order(per_epoch: int, unit: str, size: int, iterations: int):
 
 
 @given(
-    per_epoch=st.integers(1, 9), unit=st.sampled_from(["iteration", "epoch"]), size=st.integers(1, 7),
-    world=st.integers(1, 7), iterations=st.integers(1, 12),
+    per_epoch=st.integers(1, 9),
+    unit=st.sampled_from(["iteration", "epoch"]),
+    size=st.integers(1, 7),
+    world=st.integers(1, 7),
+    iterations=st.integers(1, 12),
 )
 def test_assignments_agree_with_walking_through_the_epochs(per_epoch, unit, size, world, iterations):
     """For any geometry the ranks together fetch each batch exactly once, in order, and the cursor is normalised."""

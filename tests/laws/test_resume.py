@@ -16,8 +16,18 @@ from ..jobs import Case, build
 from ..strategies import cases
 
 EVERYTHING = Case(
-    augment="torch", dropout=True, batch_norm=True, schedule=True, ema=True, accumulation=2, every=2, total=7,
-    validate_every=hf.Every(2, "iteration"), early_stop=3, samples=11, batch_size=3,
+    augment="torch",
+    dropout=True,
+    batch_norm=True,
+    schedule=True,
+    ema=True,
+    accumulation=2,
+    every=2,
+    total=7,
+    validate_every=hf.Every(2, "iteration"),
+    early_stop=3,
+    samples=11,
+    batch_size=3,
 )
 
 
@@ -34,7 +44,9 @@ def test_stopped_anywhere_equals_never_stopped(case: Case, data: st.DataObject):
 @pytest.mark.parametrize(
     "case",
     [
-        dataclasses.replace(EVERYTHING, unit=unit, total=total, accumulation=accumulation, source=source, handwritten=own)
+        dataclasses.replace(
+            EVERYTHING, unit=unit, total=total, accumulation=accumulation, source=source, handwritten=own
+        )
         for unit, total, accumulation in (("iteration", 7, 2), ("epoch", 2, 1))
         for source, own in (("loader", False), ("loader", True), ("phases", False))
     ],

@@ -41,14 +41,16 @@ def test_an_example_goes_on_exactly(tmp_path, name, short, long):
     """Stopping early and going on gives the digest of the run in one go (where its schedule allows)."""
     if name == "transformer.py":  # its schedule is as long as the run, so the two lengths are two runs
         run(tmp_path, name, "--root", "a", *short)
-        assert run(tmp_path, name, "--root", "a", *short).splitlines()[-1] == run(
-            tmp_path, name, "--root", "b", *short
-        ).splitlines()[-1]
+        assert (
+            run(tmp_path, name, "--root", "a", *short).splitlines()[-1]
+            == run(tmp_path, name, "--root", "b", *short).splitlines()[-1]
+        )
         return
     run(tmp_path, name, "--root", "a", *short)
-    assert run(tmp_path, name, "--root", "a", *long).splitlines()[-1] == run(
-        tmp_path, name, "--root", "b", *long
-    ).splitlines()[-1]
+    assert (
+        run(tmp_path, name, "--root", "a", *long).splitlines()[-1]
+        == run(tmp_path, name, "--root", "b", *long).splitlines()[-1]
+    )
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

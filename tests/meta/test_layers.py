@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[2] / "helios_fn"
 
 # Each name is a module or a folder of the package; a folder's members may import each other.
 LAYERS = [
-    {"types", "errors"},
-    {"tree", "random", "config", "tracing", "accumulate"},
+    {"types", "errors", "tracing"},
+    {"tree", "random", "config", "accumulate"},
     {"state", "schedule"},
     {"nn", "optim", "data", "checkpoint", "sinks", "finite"},
     {"step"},

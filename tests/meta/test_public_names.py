@@ -5,7 +5,7 @@ from __future__ import annotations
 import helios_fn as hf
 from helios_fn import testing
 
-MODULES = {"data", "optim", "random", "sinks", "tree"}
+MODULES = {"data", "optim", "random", "schedules", "sinks", "tree"}
 NAMES = {
     "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Loader", "MicroBatches", "NonFiniteError",
     "Observer", "Phases", "PurityError", "Reason", "Result", "ResumeRefused", "RootLocked", "Row", "RunConfig",

@@ -68,7 +68,10 @@ def main() -> int:
     missed = []
     for fault in chosen:
         verdict = attempt(fault)
-        print(f"{'caught' if verdict.caught else 'MISSED':8}{fault.name:44}{verdict.seconds:6.0f} s  {verdict.by}", flush=True)
+        print(
+            f"{'caught' if verdict.caught else 'MISSED':8}{fault.name:44}{verdict.seconds:6.0f} s  {verdict.by}",
+            flush=True,
+        )
         if not verdict.caught:
             missed.append(fault.name)
     print(f"{len(chosen) - len(missed)} of {len(chosen)} faults caught")

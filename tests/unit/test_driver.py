@@ -164,7 +164,7 @@ class TestArguments:
             ({"data": [1, 2]}, TypeError, "list"),
             ({"resume": "last"}, ValueError, "set root"),
             ({"observers": [object()]}, TypeError, "observes nothing"),
-            ({"sinks": [hf.sinks.JsonLines("a"), hf.sinks.JsonLines("b")]}, ValueError, "two sinks are called"),
+            ({"sinks": [hf.sinks.JsonLines("a"), hf.sinks.JsonLines("b")]}, ValueError, "two sinks are named"),
         ],
     )
     def test_refused(self, keywords, error, message):
@@ -345,7 +345,9 @@ class TestEnds:
         """The limit is reached after the best cycle plus ``cycles`` bad ones."""
         losses = iter([3.0, 2.0, 2.5, 2.1, 2.2, 1.0])
         result = run(
-            total=100, validate=lambda state: {"loss": next(losses)}, validate_every=1,
+            total=100,
+            validate=lambda state: {"loss": next(losses)},
+            validate_every=1,
             early_stop=hf.EarlyStop("loss", 3),
         )
         assert result.reason is hf.Reason.EARLY_STOP
@@ -434,8 +436,11 @@ class TestResume:
         """By the monitor and mode of early_stop; newer checkpoints are moved away, not deleted."""
         losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 1.5}
         keywords = {
-            "validate": lambda state: {"loss": losses[state.counters.iteration]}, "validate_every": 1,
-            "checkpoint_every": 1, "early_stop": hf.EarlyStop("loss", 9), "root": tmp_path,
+            "validate": lambda state: {"loss": losses[state.counters.iteration]},
+            "validate_every": 1,
+            "checkpoint_every": 1,
+            "early_stop": hf.EarlyStop("loss", 9),
+            "root": tmp_path,
         }
         run(total=4, **keywords)
         result = run(total=2, resume="best", **keywords)
@@ -572,7 +577,12 @@ class TestObservers:
                 events.append(("end", reason))
 
         run(
-            total=2, root=tmp_path, log_every=1, checkpoint_every=1, validate_every=2, validate=lambda s: {"m": 1.0},
+            total=2,
+            root=tmp_path,
+            log_every=1,
+            checkpoint_every=1,
+            validate_every=2,
+            validate=lambda s: {"m": 1.0},
             observers=[Listener()],
         )
         assert events == [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import random as python_random
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -137,13 +139,16 @@ def test_an_instance_is_copied_and_left_alone():
     assert module.training
 
 
-def test_the_skeleton_holds_no_weights():
-    model, params, buffers = functional(Block)
-    model(params, buffers, torch.randn(5, 4))
-    for form in (model._train, model._eval):
-        for skeleton in (form.pattern, *form._idle):
-            tensors = (*skeleton.module.parameters(), *skeleton.module.buffers())
-            assert all(tensor.device.type == "meta" for tensor in tensors)
+@pytest.mark.parametrize("case", FACTORIES, indirect=True)
+def test_nothing_keeps_the_weights_of_a_call(case):
+    module, x = case
+    model, params, buffers = functional(module)
+    given = [weakref.ref(tensor) for tensor in (*params.values(), *buffers.values())]
+    model(params, buffers, x)
+    model.eval(params, buffers, x)
+    del params, buffers
+    gc.collect()
+    assert all(reference() is None for reference in given)
 
 
 def test_buffers_are_not_written_even_where_no_version_counter_moves():

@@ -247,6 +247,20 @@ def test_modules_that_recompute_activations_get_the_same_gradients_and_buffers(b
     assert tree.equal(*results)
 
 
+def test_a_call_may_be_recomputed_as_a_whole(batch):
+    model, params, buffers = functional(Net, seed=1)
+    key = random.key(2)
+
+    def loss_fn(params, recompute):
+        def output(x):
+            return model(params, buffers, x, key=key)[0]
+
+        logits = checkpoint(output, batch[0], use_reentrant=False) if recompute else output(batch[0])
+        return F.cross_entropy(logits, batch[1])
+
+    assert tree.equal(value_and_grad(loss_fn)(params, True), value_and_grad(loss_fn)(params, False))
+
+
 def test_unrolled_calls_on_the_same_tensors_share_one_skeleton():
     model, params, buffers = functional(lambda: nn.Linear(2, 2))
 

@@ -30,11 +30,13 @@ scalars = st.integers() | st.floats() | st.booleans() | st.text(max_size=3)
 tensors = st.lists(st.floats(width=32), max_size=4).map(lambda values: torch.tensor(values, dtype=torch.float32))
 trees = st.recursive(
     scalars | tensors | st.none(),
-    lambda children: st.lists(children, max_size=3)
-    | st.dictionaries(st.text(max_size=3), children, max_size=3)
-    | st.tuples(children, children)
-    | st.builds(Pair, children, children)
-    | st.builds(Point, children, children),
+    lambda children: (
+        st.lists(children, max_size=3)
+        | st.dictionaries(st.text(max_size=3), children, max_size=3)
+        | st.tuples(children, children)
+        | st.builds(Pair, children, children)
+        | st.builds(Point, children, children)
+    ),
     max_leaves=8,
 )
 

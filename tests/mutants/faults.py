@@ -1,0 +1,192 @@
+"""The faults: each was seen in some training loop, and each breaks a law that users rely on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+RESUME = ("tests/laws/test_resume.py",)
+LAWS = ("tests/laws",)
+
+
+class Fault(NamedTuple):
+    """A replacement of text in one file, and the tests that must notice it."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...] = RESUME
+
+
+LOAD = "        return self._store.load(chosen, fresh, free=_OUTPUT_ONLY)\n"
+
+
+def loaded(changes: str) -> str:
+    return (
+        f"        state = self._store.load(chosen, fresh, free=_OUTPUT_ONLY)\n        return state.replace({changes})\n"
+    )
+
+
+FOLDER = "helios_fn/driver/folder.py"
+LOOP = "helios_fn/driver/loop.py"
+SCHEDULE = "helios_fn/schedule.py"
+
+FAULTS = [
+    Fault(
+        "epoch_off_by_one_on_resume", FOLDER, LOAD,
+        loaded("cursor=state.cursor._replace(epoch=max(0, state.cursor.epoch - 1))"),
+    ),
+    Fault("position_in_the_epoch_lost_on_resume", FOLDER, LOAD, loaded("cursor=state.cursor._replace(batch=0)")),
+    Fault(
+        "phase_lost_on_resume", FOLDER, LOAD, loaded("cursor=state.cursor._replace(phase=0)"),
+    ),
+    Fault(
+        "offset_kept_for_later_epochs", SCHEDULE,
+        "        cursor = assignment.cursor\n",
+        "        offset = cursor.batch if assignment.cursor.batch == 0 else 0\n"
+        "        cursor = assignment.cursor._replace(batch=assignment.cursor.batch + offset)\n",
+        LAWS,
+    ),
+    Fault(
+        "cursor_not_normalised_at_the_last_batch", SCHEDULE,
+        "    epochs, batch = divmod(cursor.batch + count, batches_per_epoch)\n",
+        "    epochs, batch = divmod(cursor.batch + count - 1, batches_per_epoch)\n    batch += 1\n",
+        LAWS,
+    ),
+    Fault(
+        "stopped_epoch_counts_as_complete", FOLDER, LOAD,
+        loaded("cursor=state.cursor._replace(epoch=state.cursor.epoch + (state.cursor.batch > 0), batch=0)"),
+    ),
+    Fault(
+        "loader_seeds_once_instead_of_per_sample", "helios_fn/data/sampling.py",
+        "            if words is not None and self.seeds_globals:\n",
+        "            if words is not None and self.seeds_globals and not self.__dict__.setdefault('_seeded', 0):\n"
+        "                self._seeded = 1\n",
+    ),
+    Fault(
+        "worker_seed_depends_on_the_worker", "helios_fn/data/sampling.py",
+        "                random.seed_globals(words)\n",
+        "                info = get_worker_info()\n"
+        "                random.seed_globals(words if info is None else words ^ (info.id + 1))\n",
+    ),
+    Fault(
+        "validation_advances_the_training_key", LOOP,
+        "        self.state = self.state.replace(validation=found)\n",
+        '        key = random.fold_in(self.state.key, "next")\n'
+        "        self.state = self.state.replace(validation=found, key=key)\n",
+        ("tests/laws/test_observation.py",),
+    ),
+    Fault(
+        "validation_draws_from_the_ambient_generator", "helios_fn/driver/evaluate.py",
+        "        with random.scope(key):\n            aux = self._eval_fn(self._params(state), state.buffers, batch)\n",
+        "        aux = self._eval_fn(self._params(state), state.buffers, batch)\n"
+        "        random.scope(key).__class__\n",
+        LAWS,
+    ),
+    Fault(
+        "noise_does_not_depend_on_the_position", "helios_fn/state.py",
+        '    return [random.fold_in(state.key, "micro", first)]\n',
+        '    return [random.fold_in(state.key, "micro", 0)]\n',
+        ("tests/laws", "tests/unit/test_state.py"),
+    ),
+    Fault(
+        "partial_accumulation_dropped_on_resume", FOLDER, LOAD,
+        "        state = self._store.load(chosen, fresh, free=_OUTPUT_ONLY)\n"
+        "        pending = hasattr(state.opt_state, 'pending')\n"
+        "        empty = {n: getattr(fresh.opt_state, n) for n in ('pending', 'weight', 'calls')} if pending else {}\n"
+        "        return state.replace(opt_state=state.opt_state._replace(**empty)) if empty else state\n",
+    ),
+    Fault(
+        "only_the_last_micro_batch_counts", "helios_fn/optim/every.py",
+        "    accumulate.add_(acc, terms)\n    return acc\n",
+        "    return terms\n",
+        ("tests/laws/test_accumulation.py",),
+    ),
+    Fault(
+        "ragged_micro_batches_weigh_the_same", "helios_fn/nn/microsteps.py",
+        "read_weight(aux.weight, index))",
+        "read_weight(1, index))",
+        ("tests/laws/test_accumulation.py",),
+    ),
+    Fault(
+        "schedule_count_not_restored", "helios_fn/optim/native.py",
+        "        lr = rate_at(self.rule.lr, count)\n",
+        "        object.__setattr__(self, '_n', getattr(self, '_n', -1) + 1)\n        lr = rate_at(self.rule.lr, self._n)\n",
+    ),
+    Fault(
+        "optimizer_memory_not_restored", FOLDER, LOAD, loaded("opt_state=fresh.opt_state"),
+    ),
+    Fault(
+        "buffers_mutated_in_place", "helios_fn/nn/skeleton.py",
+        "        return [tensor.clone() for tensor in tensors]\n",
+        "        return list(tensors)\n",
+        ("tests/laws/test_purity.py",),
+    ),
+    Fault("average_not_saved", FOLDER, LOAD, loaded("averages=fresh.averages")),
+    Fault("user_state_not_saved", FOLDER, LOAD, loaded("extra=fresh.extra")),
+    Fault(
+        "best_metric_not_saved", FOLDER, LOAD,
+        loaded("validation=state.validation._replace(best=fresh.validation.best)"),
+    ),
+    Fault(
+        "early_stop_counter_not_saved", FOLDER, LOAD, loaded("validation=state.validation._replace(bad_cycles=0)"),
+    ),
+    Fault(
+        "log_rows_duplicated_on_resume", "helios_fn/sinks/_append.py",
+        "            file.truncate(size)\n",
+        "",
+    ),
+    Fault(
+        "log_rows_missing_after_resume", FOLDER,
+        '        return Start(state, dict(chosen.record.get("sinks", {})), log_dir, superseded, chosen.path)\n',
+        "        return Start(state, {}, log_dir, superseded, chosen.path)\n",
+    ),
+    Fault(
+        "shuffle_ignores_the_seed", "helios_fn/data/order.py",
+        '    return random.fold_in(key, "order", phase, epoch)\n',
+        '    return random.fold_in(random.key(0), "order", phase, epoch)\n',
+        ("tests/unit/test_data_order.py", "tests/unit/test_data_loader.py"),
+    ),
+    Fault(
+        "same_order_in_every_epoch", "helios_fn/data/order.py",
+        '    return random.fold_in(key, "order", phase, epoch)\n',
+        '    return random.fold_in(key, "order", phase, 0)\n',
+        ("tests/unit/test_data_order.py", "tests/unit/test_data_loader.py"),
+    ),
+    Fault(
+        "keys_derived_by_adding", "helios_fn/data/order.py",
+        '    return random.fold_in(key, "order", phase, epoch)\n',
+        "    return key + phase + epoch\n",
+        ("tests/unit/test_data_order.py", "tests/unit/test_data_loader.py"),
+    ),
+    Fault(
+        "finished_run_trains_one_more_step", LOOP,
+        "        reason = self.stop_reason()\n        while reason is None:\n",
+        "        reason = None\n        while reason is None:\n",
+        ("tests/laws/test_counting.py",),
+    ),
+    Fault(
+        "checkpoint_written_before_validation", LOOP,
+        "        if due.log:\n",
+        "        if due.checkpoint and self.check_finite():\n            self.save()\n            due = due._replace(checkpoint=False)\n"
+        "        if due.log:\n",
+    ),
+    Fault(
+        "last_state_not_saved", "helios_fn/driver/run.py",
+        "    if loop.saved_at != loop.state.counters.iteration and int(loop.state.first_bad) < 0:\n        loop.save()\n",
+        "    return\n",
+        ("tests/unit/test_driver.py", "tests/laws/test_counting.py"),
+    ),
+    Fault(
+        "cadence_depends_on_where_the_process_started", SCHEDULE,
+        "            following = (_count(at, cadence) // cadence.n + 1) * cadence.n\n",
+        "            following = _count(at, cadence) + cadence.n\n",
+        LAWS,
+    ),
+    Fault(
+        "skipped_update_still_moves_the_optimizer", "helios_fn/finite.py",
+        "    return state.replace(metrics=stepped.metrics)\n",
+        "    return state.replace(metrics=stepped.metrics, opt_state=stepped.opt_state)\n",
+        ("tests/unit/test_driver.py",),
+    ),
+]  # fmt: skip
