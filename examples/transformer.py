@@ -91,7 +91,7 @@ def main() -> None:
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         return loss, hf.Aux(buffers=buffers, weight=batch[:, 1:].numel(), metrics={"bits_per_character": loss / 0.6931})
 
-    rate = hf.schedules.warmup_cosine(3e-3, warmup_steps=20, total_steps=options.iterations)
+    rate = hf.schedules.warmup_cosine(3e-3, warmup_steps=options.iterations // 10, total_steps=options.iterations)
     optimizer = hf.optim.chain(hf.optim.clip_by_global_norm(1.0), hf.optim.adamw(rate, weight_decay=0.1))
     test_set = hf.Loader(held_out, batch_size=64, shuffle=False)
 

@@ -46,6 +46,7 @@ class Case:
     ema: bool = False
     log_every: int = 1
     validate_every: hf.Every | None = None
+    own_validation: bool = False
     early_stop: int | None = None
     checkpoint_every: hf.Every | None = dataclasses.field(default_factory=lambda: hf.Every(2, "iteration"))
     seed: int = 6691
@@ -126,8 +127,14 @@ def build(case: Case, workers: int = 0) -> Job:
     keywords = {}
     if case.validate_every is not None:
         held_out = hf.Loader(Points(5, "torch"), batch_size=2, shuffle=False)
-        keywords["validate"] = hf.Validator(evaluate, held_out)
+        validator = hf.Validator(evaluate, held_out)
+        keywords["validate"] = own_validation(validator) if case.own_validation else validator
     return Job(step, state, lambda: make_source(case, workers), make_config(case), keywords)
+
+
+def own_validation(validator):
+    """A validation function of the user's own, which draws from a global generator as ordinary code does."""
+    return lambda state: {**validator(state), "draw": torch.rand(())}
 
 
 def make_optimizer(case: Case) -> hf.optim.Optimizer:

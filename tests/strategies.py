@@ -46,6 +46,7 @@ def cases(draw, max_iterations: int = 8, sources=("loader", "dataloader", "strea
         ema=draw(st.booleans()),
         log_every=draw(st.integers(1, 3)),
         validate_every=validate,
+        own_validation=draw(st.booleans()),
         early_stop=draw(st.none() | st.integers(1, 3)) if validate is not None else None,
         checkpoint_every=draw(cadences(units=units)),
         seed=draw(st.integers(0, 2**64 - 1)),

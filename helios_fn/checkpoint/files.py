@@ -56,12 +56,12 @@ class FileSystem:
 
     def create(self, path: Path) -> int:
         """Create a file that does not exist yet, for writing."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
     def open(self, path: Path) -> int:
         """Open a regular file for reading."""
         # O_NONBLOCK: opening a pipe by mistake must not wait for a writer.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -89,7 +89,7 @@ class FileSystem:
 
     def sync_folder(self, path: Path) -> None:
         """Make the names in a folder durable."""
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
         except OSError as error:

@@ -37,7 +37,7 @@ class Lock:
     def __init__(self, path: Path) -> None:
         _let_children_forget()
         with disk_errors(f"lock {path}"):
-            self._handle: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            self._handle: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             _held.add(self)
             try:
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The mean of micro-batches as sums of lists of tensors, and back."""
+"""The results of micro-batches as terms of a sum, and the sum as their mean."""
 
 from __future__ import annotations
 
@@ -49,14 +49,12 @@ def mean_of_one(result: Mean, buffers: Tree) -> Mean:
 class Layout:
     """How results of one iteration become terms to be summed, and how sums become their mean.
 
-    A term has four parts: scalars (weight, loss, metrics), gradients, changes of floating point buffers,
-    and other buffers. Parts are apart because kernels on lists are fast only for one device and dtype.
+    A term has four groups: scalars (weight, loss, metrics), gradients, changes of floating point buffers,
+    and other buffers.
 
     The layout is fixed by the first result, that of micro-batch ``index``. Buffers that it returns
     unchanged (the very tensors of the state, as frozen weights are) cost nothing.
     """
-
-    PARTS = 4
 
     def __init__(self, first: Mean, index: int, buffers: Tree) -> None:
         self._index = index
@@ -68,13 +66,14 @@ class Layout:
         self._scalar_dtypes = [leaf.dtype for leaf in self._scalars(first)]
         self._old, self._buffer_spec = self._flatten_buffers(buffers)
         new = self._new_buffers(first, index)
-        changed = [at for at, (leaf, old) in enumerate(zip(new, self._old, strict=True)) if leaf is not old]
+        same = [leaf is old for leaf, old in zip(new, self._old, strict=True)]
+        self._unchanged = [at for at, is_same in enumerate(same) if is_same]
+        changed = [at for at, is_same in enumerate(same) if not is_same]
         self._floating = [at for at in changed if _is_floating(self._old[at])]
         self._other = [at for at in changed if not _is_floating(self._old[at])]
-        self._unchanged = [at for at in range(len(new)) if at not in set(changed)]
 
-    def term(self, result: Mean, index: int) -> list[Term]:
-        """The parts of the weighted term of micro-batch ``index``, in new tensors.
+    def term(self, result: Mean, index: int) -> Term:
+        """The weighted term of micro-batch ``index``, in new tensors.
 
         Raises:
             ValueError: the result does not fit the layout.
@@ -100,10 +99,10 @@ class Layout:
             accumulate.scale([new[at] for at in self._other], 1 if index == 0 else 0),
         ]
 
-    def mean(self, sums: list[Term]) -> Mean:
-        """The mean from the sums of all terms, part by part."""
-        (total, *scalars), grads, changes, others = sums
-        weight: Weight = total if is_traced() or total.device.type != "cpu" else total.item()
+    def mean(self, total: Term) -> Mean:
+        """The mean from the sum of all terms."""
+        (weights, *scalars), grads, changes, others = total
+        weight: Weight = weights if is_traced() or weights.device.type != "cpu" else weights.item()
         loss, *metrics = _cast(accumulate.divide(scalars, weight), self._scalar_dtypes)
         buffers = list(self._old)
         for at, change in zip(self._floating, accumulate.divide(changes, weight), strict=True):
@@ -128,10 +127,10 @@ class Layout:
                 f"micro-batch {index} returned buffers of another structure than those of the state: "
                 f"{treespec} != {self._buffer_spec}"
             )
-        for path_at, (leaf, old) in enumerate(zip(new, self._old, strict=True)):
+        for at, (leaf, old) in enumerate(zip(new, self._old, strict=True)):
             if leaf is not old and not isinstance(leaf, torch.Tensor):
                 raise TypeError(
-                    f"the buffer {tree.paths(result.buffers)[path_at]} is {tree.describe(leaf)}: where an iteration "
+                    f"the buffer {tree.paths(result.buffers)[at]} is {tree.describe(leaf)}: where an iteration "
                     "has several micro-batches, a buffer that changes must be a tensor"
                 )
         return new

@@ -11,7 +11,7 @@ from .. import random
 from ..state import micro_keys
 from ..types import Aux, Key, MicroBatches, Tree
 from .mean import Layout, Mean, mean_of_one
-from .reduction import SUMS, Block, FoldSum, Partial, Reduce, Term, TreeSum, reduce_alone
+from .reduction import SUMS, Partial, Reduce, reduce_alone
 from .report import read_aux, read_metrics, read_weight
 
 GradFn: TypeAlias = Callable[[Tree, Tree, Any, Key], tuple[tuple[torch.Tensor, Aux | None], Tree]]
@@ -52,16 +52,15 @@ def microsteps(grad_fn: GradFn, state: Any, batch: Any, *, reduce: Reduce = redu
     if not batch.items:
         raise ValueError(f"this process has none of the iteration's {batch.count} micro-batches")
     layout: Layout | None = None
-    sums = [SUMS[batch.reduction](batch.start) for _ in range(Layout.PARTS)]
+    total = SUMS[batch.reduction](batch.start)
     for index, (item, key) in enumerate(zip(batch.items, keys, strict=True), batch.start):
         result = _evaluate(grad_fn, state, item, key, index)
         if layout is None:
             layout = Layout(result, index, state.buffers)
-        for total, part in zip(sums, layout.term(result, index), strict=True):
-            total.push(part)
+        total.push(layout.term(result, index))
         del result  # its gradients would live through the next backward pass
     assert layout is not None  # there was an item
-    return layout.mean(_reduced(sums, batch, reduce))
+    return layout.mean(reduce(Partial(total.blocks(), batch.count, batch.reduction)))
 
 
 def _evaluate(grad_fn: GradFn, state: Any, item: Any, key: Key, index: int) -> Mean:
@@ -71,12 +70,3 @@ def _evaluate(grad_fn: GradFn, state: Any, item: Any, key: Key, index: int) -> M
     aux = read_aux(returned)
     buffers = state.buffers if aux.buffers is None else aux.buffers
     return Mean(loss.detach(), grads, buffers, read_metrics(aux.metrics), read_weight(aux.weight, index))
-
-
-def _reduced(sums: list[TreeSum | FoldSum], batch: MicroBatches, reduce: Reduce) -> list[Term]:
-    """The parts summed over all processes. They travel as one list, so that there is one collective."""
-    blocks = []
-    for parts in zip(*(total.blocks() for total in sums), strict=True):
-        blocks.append(Block(parts[0].start, parts[0].size, [leaf for part in parts for leaf in part.term]))
-    leaves = iter(reduce(Partial(blocks, batch.count, batch.reduction)))
-    return [[next(leaves) for _ in total.blocks()[0].term] for total in sums]

@@ -1,6 +1,7 @@
 """Sums of the terms 0, 1, ..., S - 1 in a fixed order, whoever holds which terms.
 
-A term is a list of tensors. The tree order is one binary tree over the indices: the node of size
+A term is a list of groups of tensors; kernels on lists are fast where a group has one device and dtype.
+The tree order is one binary tree over the indices: the node of size
 2**k that starts at a multiple a of 2**k is the sum of the nodes at a and at a + 2**(k-1), or its left
 child alone where all terms of the right one are beyond S. A process holds a contiguous slice of the
 indices; it hands over the sums of the largest nodes that lie within the slice (`blocks`), and
@@ -19,7 +20,7 @@ import torch
 from ..accumulate import add_
 from ..types import ReductionName
 
-Term: TypeAlias = list[torch.Tensor]
+Term: TypeAlias = list[list[torch.Tensor]]
 
 
 class Block(NamedTuple):
@@ -47,7 +48,7 @@ class TreeSum:
         # Like a carry in a binary counter. Equal sizes are not enough: [1] and [2] are no siblings.
         while self._blocks and _are_siblings(self._blocks[-1], block):
             left = self._blocks.pop()
-            add_(left.term, block.term)
+            _add(left.term, block.term)
             block = Block(left.start, 2 * left.size, left.term)
         self._blocks.append(block)
 
@@ -68,7 +69,7 @@ class FoldSum:
         if self._size == 0:
             self._term = term
         else:
-            add_(self._term, term)
+            _add(self._term, term)
         self._size += size
 
     def blocks(self) -> list[Block]:
@@ -115,7 +116,7 @@ def combine(parts: Iterable[Sequence[Block]], count: int, reduction: ReductionNa
     found = nodes.pop()
     while nodes:
         left = nodes.pop()
-        add_(left, found)
+        _add(left, found)
         found = left
     return found
 
@@ -135,6 +136,11 @@ Reduce: TypeAlias = Callable[[Partial], Term]
 def reduce_alone(partial: Partial) -> Term:
     """The `Reduce` of a process that has no others: its blocks are all there are."""
     return combine([partial.blocks], partial.terms, partial.reduction)
+
+
+def _add(left: Term, right: Term) -> None:
+    for group, other in zip(left, right, strict=True):
+        add_(group, other)
 
 
 def _are_siblings(left: Block, right: Block) -> bool:

@@ -77,11 +77,10 @@ FAULTS = [
         ("tests/laws/test_observation.py",),
     ),
     Fault(
-        "validation_draws_from_the_ambient_generator", "helios_fn/driver/evaluate.py",
-        "        with random.scope(key):\n            aux = self._eval_fn(self._params(state), state.buffers, batch)\n",
-        "        aux = self._eval_fn(self._params(state), state.buffers, batch)\n"
-        "        random.scope(key).__class__\n",
-        LAWS,
+        "validation_draws_from_the_ambient_generator",
+        LOOP,
+        '        with random.scope(random.fold_in(self.state.key, "validation", self.state.counters.iteration)):\n',
+        "        if True:\n",
     ),
     Fault(
         "noise_does_not_depend_on_the_position", "helios_fn/state.py",

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helios_fn import tree
-from helios_fn.checkpoint import FileSystem, Store, canonical, verify
+from helios_fn.checkpoint import FileSystem, Store, canonical, header, verify
 from helios_fn.errors import CheckpointError, ResumeRefused
 
 FILES = ("manifest.json", "state.json", "tensors.safetensors")
@@ -222,15 +222,26 @@ def test_no_permission_is_no_damage(store: Store) -> None:
 
 
 def forge(path: Path, *, state: bytes | None = None, **changes: Any) -> None:
-    """Replace ``state.json`` or fields of the manifest, and make all digests right again."""
+    """Replace ``state.json`` or fields of the manifest, and make all else fit, digests included."""
     body = json.loads((path / "manifest.json").read_bytes())
     del body["digest"]
-    if state is not None:
-        (path / "state.json").write_bytes(state)
-        body["files"]["state.json"] = {"sha256": hashlib.sha256(state).hexdigest(), "size": len(state)}
+    contents = {} if state is None else {"state.json": state, "tensors.safetensors": matching_tensors(state)}
+    for name, content in contents.items():
+        (path / name).write_bytes(content)
+        body["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
     body |= changes
     body["digest"] = hashlib.sha256(canonical.dump(body)).hexdigest()
     (path / "manifest.json").write_bytes(canonical.dump(body, indent=1))
+
+
+def matching_tensors(state: bytes) -> bytes:
+    """A tensor file as long as ``state`` says, where that is possible."""
+    try:
+        entries = [header.Entry(*entry) for entry in json.loads(state)["entries"]]
+        size = sum(entry.size for entry in entries)
+        return header.encode(entries) + bytes(size if size < 1 << 20 else 0)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return b""
 
 
 def tensor(**changes: Any) -> Any:
@@ -254,7 +265,7 @@ HOSTILE_STATES = {
     "two keys alike": b'{"entries":[],"entries":[],"structure":{"children":[],"keys":[],"kind":"none","name":""}}\n',
     "white space": b'{"entries": [], "structure": {}}\n',
     "no structure": b'{"entries":[]}\n',
-    "deep nodes": described(json.loads('{"kind":"list","name":"","keys":[],"children":[' * 127 + "]}" * 127), []),
+    "deep nodes": described(json.loads('{"kind":"list","name":"","keys":[],"children":[' * 200 + "]}" * 200), []),
     "unknown kind": described({"kind": "object", "value": 1}, []),
     "kind of another type": described({"kind": ["tensor"]}, []),
     "a class by name": described({"kind": "node", "class": "os.system", "children": ["true"]}, []),
@@ -292,6 +303,13 @@ HOSTILE_STATES = {
     "key that is a list": described({"kind": "dict", "name": "", "keys": [["a"]], "children": [tensor()]}),
     "None with children": described({"kind": "none", "name": "", "keys": [], "children": [tensor()]}),
 }
+
+
+def test_the_forgery_itself_is_not_what_is_noticed(store: Store) -> None:
+    """An honest description, forged in the same way, is accepted."""
+    forge(folder(store, 3), state=described(tensor()))
+    found = store.at(folder(store, 3))
+    assert store.load(found, torch.ones(3)).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("case", HOSTILE_STATES)
@@ -341,6 +359,13 @@ def test_a_hostile_manifest_is_refused(store: Store, case: str) -> None:
     forge(folder(store, 3), **HOSTILE_MANIFESTS[case])
     with pytest.raises(CheckpointError):
         verify(folder(store, 3))
+
+
+def test_nesting_is_bounded_before_parsing() -> None:
+    """Not by Python's recursion limit, which differs between versions and callers."""
+    assert canonical.parse(b"[" * 256 + b"]" * 256 + b"\n") is not None
+    with pytest.raises(ValueError, match="deeper than 256"):
+        canonical.parse(b"[" * 257 + b"]" * 257 + b"\n")
 
 
 @settings(max_examples=200, deadline=None)

@@ -236,6 +236,19 @@ def test_bytes_that_no_leaf_shows_are_not_stored(tmp_path: Path) -> None:
     assert 0xEE not in data
 
 
+def test_views_of_one_memory_may_differ_in_dtype(tmp_path: Path) -> None:
+    """The stored range begins where each of them has a whole element."""
+    memory = torch.arange(32, dtype=torch.uint8)
+    state = {"odd": memory[3:5], "words": memory.view(torch.int64)[1:3], "pair": memory.view(torch.int16)[2]}
+    check_equal(round_trip(tmp_path, state), state)
+
+
+def test_integers_have_no_limit(tmp_path: Path) -> None:
+    """Python's limit on decimal digits does not apply."""
+    values = [sign * value for value in (10**5000, 2**63, 2**63 - 1) for sign in (1, -1)]
+    assert round_trip(tmp_path, values) == values
+
+
 def test_a_write_through_one_shared_leaf_shows_in_the_other(tmp_path: Path) -> None:
     """Tied weights come back tied, in values and not only in numbers."""
     weight = torch.arange(6.0).reshape(2, 3)

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helios_fn import tree
-from helios_fn.nn.reduction import SUMS, Block, FoldSum, Partial, TreeSum, blocks, combine, reduce_alone
+from helios_fn.nn.reduction import SUMS, Block, FoldSum, Partial, Term, TreeSum, blocks, combine, reduce_alone
 
 SEEDS = st.integers(0, 2**31)
 
 
-def random_terms(seed: int, count: int) -> list[list[torch.Tensor]]:
+def random_terms(seed: int, count: int) -> list[Term]:
     generator = torch.Generator().manual_seed(seed)
     # Magnitudes far apart, so that another order almost surely gives other bits.
     scales = torch.exp(4 * torch.randn(count, generator=generator))
-    return [[torch.randn(3, generator=generator) * scale] for scale in scales]
+    return [[[torch.randn(3, generator=generator) * scale], []] for scale in scales]
 
 
 def cuts(data, count: int) -> list[int]:
@@ -32,7 +32,7 @@ def sliced(terms, edges, kind) -> list[list[Block]]:
     for start, stop in itertools.pairwise(edges):
         total = kind(start)
         for term in terms[start:stop]:
-            total.push([leaf.clone() for leaf in term])
+            total.push(tree.map(torch.clone, term))
         parts.append(total.blocks())
     return parts
 
@@ -40,7 +40,7 @@ def sliced(terms, edges, kind) -> list[list[Block]]:
 def padded_tree(terms, start: int, size: int):
     """The definition: a node is the sum of its children, or its left child alone."""
     if size == 1:
-        return terms[start][0]
+        return terms[start][0][0]
     half = size // 2
     left = padded_tree(terms, start, half)
     return left if start + half >= len(terms) else left + padded_tree(terms, start + half, half)
@@ -59,16 +59,16 @@ def test_the_tree_sum_has_the_same_bits_for_every_way_to_cut_the_terms(seed, cou
 def test_the_tree_sum_is_that_of_the_padded_binary_tree(seed, count):
     terms = random_terms(seed, count)
     size = 1 << (count - 1).bit_length()
-    assert tree.equal(combine(sliced(terms, [0, count], TreeSum), count), [padded_tree(terms, 0, size)])
+    assert tree.equal(combine(sliced(terms, [0, count], TreeSum), count), [[padded_tree(terms, 0, size)], []])
 
 
 @given(seed=SEEDS, count=st.integers(1, 40))
 def test_the_fold_sum_is_that_of_a_loop(seed, count):
     terms = random_terms(seed, count)
-    expected = terms[0][0].clone()
-    for (leaf,) in terms[1:]:
+    expected = terms[0][0][0].clone()
+    for (leaf,), _ in terms[1:]:
         expected += leaf
-    assert tree.equal(combine(sliced(terms, [0, count], FoldSum), count, "fold"), [expected])
+    assert tree.equal(combine(sliced(terms, [0, count], FoldSum), count, "fold"), [[expected], []])
 
 
 @given(start=st.integers(0, 200), length=st.integers(0, 200))
@@ -96,7 +96,7 @@ def test_a_thousand_terms_need_ten_live_buffers():
     total = TreeSum()
     most = 0
     for _ in range(1000):
-        total.push([torch.ones(())])
+        total.push([[torch.ones(())]])
         most = max(most, len(total.blocks()))
     assert most <= 10
 
@@ -111,7 +111,7 @@ def test_alone_the_reduction_is_the_own_sum(name):
 
 def test_gaps_overlaps_and_emptiness_are_refused():
     def block(start, size):
-        return Block(start, size, [torch.zeros(1)])
+        return Block(start, size, [[torch.zeros(1)]])
 
     with pytest.raises(ValueError, match="no block starts at micro-batch 1 of 3; the next one starts at 2"):
         combine([[block(0, 1)], [block(2, 1)]], 3)
