@@ -137,26 +137,26 @@ FAULTS = [
     ),
     Fault(
         "log_rows_missing_after_resume", FOLDER,
-        '        return Start(state, dict(chosen.record.get("sinks", {})), log_dir, superseded, chosen.path)\n',
+        '        return Start(state, _fact(chosen, "sinks"), log_dir, superseded, chosen.path)\n',
         "        return Start(state, {}, log_dir, superseded, chosen.path)\n",
     ),
     Fault(
         "shuffle_ignores_the_seed", "helios_fn/data/order.py",
         '    return random.fold_in(key, "order", phase, epoch)\n',
         '    return random.fold_in(random.key(0), "order", phase, epoch)\n',
-        ("tests/unit/test_data_order.py", "tests/unit/test_data_loader.py"),
+        ("tests/laws/test_order.py",),
     ),
     Fault(
         "same_order_in_every_epoch", "helios_fn/data/order.py",
         '    return random.fold_in(key, "order", phase, epoch)\n',
         '    return random.fold_in(key, "order", phase, 0)\n',
-        ("tests/unit/test_data_order.py", "tests/unit/test_data_loader.py"),
+        ("tests/laws/test_order.py",),
     ),
     Fault(
         "keys_derived_by_adding", "helios_fn/data/order.py",
         '    return random.fold_in(key, "order", phase, epoch)\n',
         "    return key + phase + epoch\n",
-        ("tests/unit/test_data_order.py", "tests/unit/test_data_loader.py"),
+        ("tests/laws/test_order.py",),
     ),
     Fault(
         "finished_run_trains_one_more_step", LOOP,
@@ -165,10 +165,13 @@ FAULTS = [
         ("tests/laws/test_counting.py",),
     ),
     Fault(
-        "checkpoint_written_before_validation", LOOP,
-        "        if due.log:\n",
-        "        if due.checkpoint and self.check_finite():\n            self.save()\n            due = due._replace(checkpoint=False)\n"
-        "        if due.log:\n",
+        "checkpoint_written_before_validation",
+        LOOP,
+        "        if (save or look) and self.check_finite() and save:\n            self.save()\n",
+        "        if (save or look) and self.check_finite() and save:\n"
+        "            state, self.state = self.state, self.state.replace(validation=before.validation)\n"
+        "            self.save()\n"
+        "            self.state = state\n",
     ),
     Fault(
         "last_state_not_saved", "helios_fn/driver/run.py",
