@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -53,8 +54,12 @@ class EarlyStop:
     def __post_init__(self) -> None:
         _check_count("EarlyStop.cycles", self.cycles)
         _check_choice("EarlyStop.mode", self.mode, Literal["min", "max"])
-        if not self.min_delta >= 0:
-            raise ValueError(f"EarlyStop.min_delta must not be negative, got {self.min_delta!r}")
+        if not isinstance(self.monitor, str):
+            raise TypeError(f"EarlyStop.monitor must be the name of a metric, got {self.monitor!r}")
+        if not 0 <= self.min_delta < math.inf:
+            raise ValueError(f"EarlyStop.min_delta must be finite and not negative, got {self.min_delta!r}")
+        if self.improved is not None and not callable(self.improved):
+            raise TypeError(f"EarlyStop.improved must be a function of best and new, got {self.improved!r}")
 
     @property
     def worst(self) -> float:
@@ -121,6 +126,8 @@ class RunConfig:
         _check_choice("unit", self.unit, UnitName)
         _check_choice("reduction", self.reduction, ReductionName)
         _check_choice("non_finite", self.non_finite, NonFinite)
+        if isinstance(self.total, float) and self.total.is_integer():
+            object.__setattr__(self, "total", int(self.total))  # 1e4 is how people write ten thousand
         if self.total != math.inf:
             _check_count("total", self.total, " (or math.inf, with a stop condition)")
         _check_count("accumulation_steps", self.accumulation_steps)
@@ -146,6 +153,12 @@ class RunConfig:
                 f"name={self.name!r} cannot name files: use 1 to 64 letters, digits, '_', '.' and '-', "
                 "starting with a letter or digit"
             )
+        if self.root is not None and not (isinstance(self.root, str | os.PathLike) and str(self.root)):
+            raise ValueError(f"root={self.root!r} names no folder: use a path, '.' for this folder, or None")
+        if not (self.resume is None or (isinstance(self.resume, str | os.PathLike) and str(self.resume))):
+            raise ValueError(f"resume={self.resume!r} must be 'auto', 'last', 'best', None or the path of a checkpoint")
+        if self.early_stop is not None and not isinstance(self.early_stop, EarlyStop):
+            raise TypeError(f"early_stop must be an hf.EarlyStop, got {type(self.early_stop).__name__}")
         if self.root is None and self.checkpoint_every is not None:
             raise ValueError("checkpoint_every needs a folder to save into: set root")
         if self.non_finite == "rollback" and self.root is None:
@@ -164,6 +177,8 @@ class RunConfig:
 
 
 def _plain(value: Any) -> Json:
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)  # strict JSON has no infinity
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if dataclasses.is_dataclass(value):

@@ -8,17 +8,29 @@ from typing import Any
 import torch
 
 from . import tree
+from .state import TrainState
 
 
 def all_finite(leaves: Iterable[Any]) -> torch.Tensor:
-    """Whether all floating tensors are free of NaN and infinities: a 0-d bool tensor on their device.
+    """Whether all floating and complex tensors are free of NaN and infinities: a 0-d bool tensor on their device.
 
     The maximum norm is NaN or infinite exactly when an element is; a sum could overflow by itself.
     """
-    floating = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.numel()]
-    if not floating:
+    inexact = [_real(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.numel() and _is_inexact(leaf)]
+    if not inexact:
         return torch.ones((), dtype=torch.bool)
-    return torch.stack(torch._foreach_norm(floating, ord=torch.inf)).isfinite().all()
+    return torch.stack([norm.float() for norm in torch._foreach_norm(inexact, ord=torch.inf)]).isfinite().all()
+
+
+def _is_inexact(leaf: torch.Tensor) -> bool:
+    return leaf.is_floating_point() or leaf.is_complex()
+
+
+def _real(leaf: torch.Tensor) -> torch.Tensor:
+    if leaf.is_complex():
+        return torch.view_as_real(leaf.resolve_conj())
+    # The norm has no kernels for types of 8 bits; they convert to float32 exactly.
+    return leaf.float() if leaf.element_size() == 1 else leaf
 
 
 def mark_bad(first_bad: torch.Tensor, finite: torch.Tensor, iteration: int) -> torch.Tensor:
@@ -32,32 +44,22 @@ def mark_bad(first_bad: torch.Tensor, finite: torch.Tensor, iteration: int) -> t
 def guard_finite(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """Give a hand-written step the sticky leaf ``first_bad`` that ``non_finite`` policies read.
 
-    Looks at the new parameters and the metrics, since the gradients of a hand-written step are its
-    own affair. `make_step` does this by itself, with the gradients.
+    Looks at the new parameters and at the metrics whose names end in ``loss``, since the gradients of
+    a hand-written step are its own affair; other metrics may be NaN where there is nothing to tell.
+    `make_step` does this by itself, with the gradients.
     """
 
     def guarded(state: Any, batch: Any) -> Any:
         new = step(state, batch)
-        finite = all_finite([*tree.leaves(new.params), *new.metrics.values()])
-        return new.replace(first_bad=mark_bad(state.first_bad, finite, state.counters.iteration))
+        if not isinstance(new, TrainState):
+            return new  # the driver's border says what is wrong with it
+        losses = [value for name, value in new.metrics.items() if name.endswith("loss")]
+        finite = all_finite([*tree.leaves(new.params), *losses])
+        return new.replace(first_bad=mark_bad(new.first_bad, finite, state.counters.iteration))
 
     return guarded
 
 
-def pass_over(state: Any, stepped: Any) -> Any:
+def pass_over(state: TrainState, stepped: TrainState) -> TrainState:
     """The state after an iteration whose update is dropped: only what it wrote for the log remains."""
     return state.replace(metrics=stepped.metrics)
-
-
-def skip_non_finite(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Drop the update of every iteration whose loss or gradients are not finite.
-
-    The step must set ``first_bad``: `make_step` does, `guard_finite` does it for hand-written ones. On
-    an accelerator this reads one flag per iteration.
-    """
-
-    def skipping(state: Any, batch: Any) -> Any:
-        stepped = step(state, batch)
-        return stepped if int(stepped.first_bad) < 0 else pass_over(state, stepped)
-
-    return skipping

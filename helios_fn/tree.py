@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import optree
 import torch
 
@@ -205,6 +206,9 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 def scalar_bytes(value: Any) -> bytes:
     """A Python scalar as bytes that tell apart all that ``==`` confuses (NaN, -0.0, True and 1)."""
+    if isinstance(value, np.ndarray):
+        # Not a leaf of a state, but of batches that some people make.
+        return f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes()
     if isinstance(value, float):
         return struct.pack("<d", value)
     if isinstance(value, complex):

@@ -154,8 +154,9 @@ class RunInfo(NamedTuple):
 class Sink(Protocol):
     """A receiver of log rows that can be cut back to an earlier point.
 
-    ``open`` is called once, with the ``mark`` that the resumed checkpoint recorded (``None`` at a
-    fresh start): the sink drops all it holds beyond the mark. ``flush`` makes everything written so
+    ``open`` is called with the ``mark`` that the resumed checkpoint recorded (``None`` at a fresh start): the
+    sink drops all it holds beyond the mark. A rollback closes and opens again, with an older mark.
+    ``flush`` makes everything written so
     far durable and returns the mark (any JSON value) for the checkpoint being written. ``name`` is
     unique among the sinks of a run.
     """
@@ -171,9 +172,10 @@ class Sink(Protocol):
 class Observer:
     """A reader of events; derive and override what is of interest. Observers never change training.
 
-    The order of calls: ``on_start``, then per iteration ``on_iteration``, ``on_row`` (when a row is
-    logged), ``on_validation_batch`` (per batch, where the validation reports it), ``on_validation``,
-    ``on_checkpoint``; last ``on_end``, also after a failure (then ``reason`` is ``None``).
+    The order of calls: ``on_start``, ``on_checkpoint`` for the first state, then per iteration
+    ``on_iteration``, ``on_row`` (when a row is logged), ``on_validation_batch`` (per batch, where the
+    validation reports it), ``on_validation``, ``on_checkpoint``; last ``on_end``, also after a failure
+    (then ``reason`` is ``None``).
     """
 
     def on_start(self, info: RunInfo, state: Any) -> None: ...
@@ -197,7 +199,7 @@ class Reason(enum.Enum):
     @property
     def finished(self) -> bool:
         """Whether running again would train nothing more."""
-        return self is not Reason.SIGNAL
+        return self not in (Reason.SIGNAL, Reason.NON_FINITE)
 
 
 class Result(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from .. import tree
 from ..data import Phases, as_source
 from ..types import Delivery, MicroBatches, ReductionName, Source
+
+_MOST_SHOWN = 8
 
 
 def one_source(loader: Any) -> Source:
@@ -44,9 +47,15 @@ def to_device(batch: Any, device: Any) -> Any:
 
 
 def describe_batch(batch: Any) -> str:
-    """Paths, dtypes and shapes of a batch in one line."""
+    """Paths, dtypes and shapes of a batch in one line; what is no tensor is only counted."""
     if batch is None:
         return "(not fetched yet)"
     if isinstance(batch, MicroBatches):
         return f"{len(batch.items)} micro-batches of {describe_batch(batch.items[0]) if batch.items else 'nothing'}"
-    return ", ".join(f"{path} {tree.describe(leaf)}".strip() for path, leaf in tree.items(batch)) or "(empty)"
+    tensors = [(path, leaf) for path, leaf in tree.items(batch) if isinstance(leaf, torch.Tensor)]
+    parts = [f"{path} {tree.describe(leaf)}".strip() for path, leaf in tensors[:_MOST_SHOWN]]
+    if len(tensors) > _MOST_SHOWN:
+        parts.append(f"{len(tensors) - _MOST_SHOWN} more tensors")
+    others = Counter(type(leaf).__name__ for leaf in tree.leaves(batch) if not isinstance(leaf, torch.Tensor))
+    parts += [f"{count} {name}" for name, count in sorted(others.items())]
+    return ", ".join(parts) or "(empty)"

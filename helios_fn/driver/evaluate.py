@@ -10,7 +10,7 @@ import torch
 from .. import random
 from ..errors import RunFailed
 from ..state import TrainState
-from ..types import Aux, Cursor, Key, Share, Tree
+from ..types import Aux, Cursor, Key, Share, Source, Tree
 from .batches import describe_batch, one_source, to_device
 
 EvalFn = Callable[[Any, Any, Any], Aux]
@@ -49,6 +49,15 @@ class Validator:
     def batches(self) -> int | None:
         """How many batches one evaluation reads."""
         return self._source.batches_per_epoch
+
+    @property
+    def source(self) -> Source:
+        """What is read."""
+        return self._source
+
+    def close(self) -> None:
+        """Stop the loader's workers, if it has any; the next call starts them again."""
+        self._source.close()
 
     def __call__(self, state: TrainState, on_batch: OnBatch | None = None) -> dict[str, float]:
         """The weighted mean of each metric.
@@ -97,6 +106,8 @@ class _WeightedMean:
         if self._weight and metrics.keys() != self._totals.keys():
             raise ValueError(f"eval_fn returned metrics {sorted(metrics)} after {sorted(self._totals)}")
         weight = float(aux.weight)
+        if not weight >= 0:
+            raise ValueError(f"Aux.weight must count samples or tokens, got {weight}")
         if weight:
             for name, value in metrics.items():
                 self._totals[name] = self._totals.get(name, 0.0) + weight * value
@@ -133,6 +144,8 @@ def test(
     except Exception as error:
         batch = describe_batch(validator.last_batch)
         raise RunFailed(f"testing failed on batch {batch}: {type(error).__name__}: {error}", batch=batch) from error
+    finally:
+        validator.close()
 
 
 # pytest collects whatever is called test; this is the library's.

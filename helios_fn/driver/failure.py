@@ -7,35 +7,53 @@ from pathlib import Path
 
 from ..errors import NonFiniteError, PurityError, RunFailed
 from .batches import describe_batch
+from .evaluate import Validator
 from .loop import Loop
 
 _LOGGER = logging.getLogger("helios_fn")
 
 
 def save_after(error: Exception, loop: Loop) -> Path | None:
-    """Save the last complete state, unless the error means that it cannot be trusted.
+    """Save the last complete state and say where it is, unless the error means that it cannot be trusted.
 
-    A state that an impure step wrote to, or that is not finite, must never become the newest checkpoint.
+    A state that an impure step wrote to, or that is not finite, must never become the newest
+    checkpoint, nor one whose log rows only some sinks have: then the checkpoint before stays the newest.
     """
-    if isinstance(error, PurityError | NonFiniteError) or int(loop.state.first_bad) >= 0:
+    loop.outlets.discard()
+    if loop.outlets.broken or isinstance(error, PurityError | NonFiniteError):
         return None
-    if loop.saved_at == loop.state.counters.iteration or not loop.folder.keeps:
-        return loop.last_checkpoint
-    try:
-        loop.save()
-    except Exception as second:
-        _LOGGER.warning("the state before the failure could not be saved: %s", second)
-        return None
-    return loop.last_checkpoint
+    for lenient in (False, True):
+        if loop.saved_at == loop.complete.counters.iteration or not loop.folder.keeps:
+            break
+        try:
+            # Inside: after a fault of an accelerator, reading anything from it raises.
+            if int(loop.complete.first_bad) >= 0:
+                return None
+            loop.save(lenient=lenient)
+        except Exception as second:
+            _LOGGER.warning("saving the state before the failure: %s", second)
+    return loop.last_checkpoint if loop.saved_at == loop.complete.counters.iteration else None
 
 
 def run_failed(error: Exception, loop: Loop, checkpoint: Path | None) -> RunFailed:
     """The error that users see, in one line; the original is to be its cause."""
-    iteration = loop.state.counters.iteration
-    cursor = loop.state.cursor
-    batch = describe_batch(loop.batch)
-    where = f"iteration {iteration + 1} (epoch {cursor.epoch}, batch {cursor.batch})"
-    shapes = "" if loop.batch is None else f" on batch {batch}"
-    saved = f". The state after iteration {iteration} is saved in {checkpoint}" if checkpoint is not None else ""
-    message = f"training failed in {where}{shapes}: {type(error).__name__}: {error}{saved}"
-    return RunFailed(message, state=loop.state, iteration=iteration, batch=batch, checkpoint=checkpoint)
+    state = loop.complete
+    done = state.counters.iteration
+    doing, ahead = loop.doing
+    batch = loop.batch
+    if doing.startswith("validation") and isinstance(loop.validate, Validator):
+        batch = loop.validate.last_batch
+    shapes = "" if batch is None else f" on batch {describe_batch(batch)}"
+    where = f" in {doing} iteration {done + ahead} (epoch {state.cursor.epoch}, batch {state.cursor.batch}){shapes}"
+    if isinstance(error, NonFiniteError):
+        where = ""  # noticed later than it happened; the error itself says when
+    message = f"training failed{where}: {type(error).__name__}: {error}{_where_to_go_on(loop, checkpoint)}"
+    return RunFailed(message, state=state, iteration=done, batch=describe_batch(batch), checkpoint=checkpoint)
+
+
+def _where_to_go_on(loop: Loop, checkpoint: Path | None) -> str:
+    if checkpoint is not None:
+        return f". The state after iteration {loop.complete.counters.iteration} is saved in {checkpoint}"
+    if loop.last_checkpoint is not None:
+        return f". The newest checkpoint is {loop.last_checkpoint}: running the same line again goes on from it"
+    return ""

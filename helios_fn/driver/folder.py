@@ -15,12 +15,11 @@ from ..errors import CheckpointError
 from ..sinks import log_name
 from ..state import TrainState
 from ..types import Json
+from .guard import OUTPUT_ONLY
 from .record import check_resumable
 from .rows import fetch
 
 _LOGGER = logging.getLogger("helios_fn")
-_OUTPUT_ONLY = ("metrics", "validation.metrics", "cursor.position")
-"""Parts of the state whose structure is not known before training; they come from the checkpoint alone."""
 
 
 class Start(NamedTuple):
@@ -42,7 +41,8 @@ class RunFolder:
     Args:
         cfg: names the root, the run, and how to resume.
         facts: the geometry and environment of this run, see `record`.
-        metadata: ``metadata(state) -> str`` is appended to the names of checkpoints.
+        metadata: ``metadata(state) -> str`` is appended to the names of checkpoints, but for the first
+            one, whose state has no metrics yet.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class RunFolder:
             return Start(fresh, {}, self._new_log_dir(), None, None)
         state = self._load(chosen, fresh)
         assert self._store is not None
+        state = self._with_early_stop(state, chosen)
         _LOGGER.info("going on from %s", chosen.path)
         if chosen.path.parent != self._store.folder:
             return Start(state, {}, self._new_log_dir(), None, None)
@@ -92,19 +93,20 @@ class RunFolder:
         log_dir = self._old_log_dir(chosen)
         return Start(state, _fact(chosen, "sinks"), log_dir, superseded, chosen.path)
 
-    def rollback(self, fresh: TrainState) -> Start:
-        """The newest valid checkpoint again, for a run that has gone bad since."""
+    def rollback(self, like: TrainState) -> Start:
+        """The newest valid checkpoint again, for a run that has gone bad since; ``like`` is any of its states."""
         assert self._store is not None
         newest = self._store.newest()
         if newest is None:
             raise CheckpointError(f"there is no checkpoint in {self._store.folder} to roll back to")
-        state = self._load(newest, fresh)
+        state = self._load(newest, like)
         return Start(state, _fact(newest, "sinks"), self._log_dir, None, newest.path)
 
-    def save(self, state: TrainState, marks: dict[str, Json]) -> Path | None:
+    def save(self, state: TrainState, marks: dict[str, Json], *, metadata: bool = True) -> Path | None:
         """Write the state as a checkpoint and return its path; ``None`` without a root."""
         if self._store is None:
             return None
+        named = metadata and self._metadata is not None and state.counters.iteration > 0
         record: dict[str, Json] = {
             **self._facts,
             "config": self._cfg.describe(),
@@ -118,7 +120,8 @@ class RunFolder:
             iteration=state.counters.iteration,
             micro_step=state.counters.micro_step,
             record=record,
-            metadata=self._metadata(state) if self._metadata is not None else "",
+            metadata=self._metadata(state) if named and self._metadata is not None else "",
+            free=OUTPUT_ONLY,
         )
 
     def _choose(self) -> Checkpoint | None:
@@ -136,14 +139,19 @@ class RunFolder:
             return self._insist_on_one(self._store.newest())
         if resume == "best":
             return self._insist_on_one(self._best())
-        chosen = self._store.at(Path(resume).expanduser().absolute())
+        path = Path(resume).expanduser().absolute()
+        if not path.exists():
+            raise CheckpointError(
+                f"resume={str(resume)!r} is neither 'auto', 'last', 'best' or None nor a folder that exists"
+            )
+        chosen = self._store.at(path)
         if chosen.path.parent != self._store.folder:
             self._insist_on_none(f"resume={str(resume)!r} branches off another run")
         return chosen
 
     def _insist_on_none(self, intent: str) -> None:
         assert self._store is not None
-        existing = self._store.entries()
+        existing = [*self._store.entries(), *self._store.damaged()]
         if existing:
             raise CheckpointError(
                 f"{intent}, but {self._store.folder} already holds {len(existing)} checkpoints of run "
@@ -168,7 +176,8 @@ class RunFolder:
         for entry in self._store.entries():
             value = float(str(_fact(entry, "validation").get(early_stop.monitor, "nan")))
             if value == value:
-                candidates.append((sign * value, entry.iteration, entry.path))
+                # Later checkpoints repeat the value until the next cycle: the first one is what was validated.
+                candidates.append((sign * value, -entry.iteration, entry.path))
         for _, _, path in sorted(candidates, reverse=True):
             try:
                 return self._store.at(path)
@@ -180,7 +189,19 @@ class RunFolder:
         assert self._store is not None
         for warning in check_resumable(dict(chosen.record), self._facts, f"checkpoint {chosen.path}"):
             _LOGGER.warning("%s", warning)
-        return self._store.load(chosen, fresh, free=_OUTPUT_ONLY)
+        return self._store.load(chosen, fresh, free=OUTPUT_ONLY)
+
+    def _with_early_stop(self, state: TrainState, chosen: Checkpoint) -> TrainState:
+        """The state with its bookkeeping started anew where another metric, or another direction, is watched now."""
+        watched = self._cfg.early_stop
+        saved = _fact(chosen, "config").get("early_stop")
+        known = (saved.get("monitor"), saved.get("mode")) if isinstance(saved, dict) else None
+        if watched is None or known == (watched.monitor, watched.mode):
+            return state
+        _LOGGER.warning(
+            "early_stop watches %s (%s) from here on: its best value starts anew", watched.monitor, watched.mode
+        )
+        return state.replace(validation=state.validation._replace(best=watched.worst, bad_cycles=0))
 
     def _new_log_dir(self) -> Path | None:
         if self._root is not None:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import random, tree
+from ..checkpoint import check_saveable
 from ..errors import PurityError
 from ..state import TrainState
 from ..types import Step
 
 _LEAVES_PER_STEP = 2
+OUTPUT_ONLY = ("metrics", "validation.metrics", "cursor.position")
+"""Parts of the state whose structure is not known before training; they come from the checkpoint alone."""
 
 
 class PurityGuard:
@@ -37,18 +41,18 @@ class PurityGuard:
 
         Raises:
             PurityError: the call was not pure; names the leaf or the generator, and the remedy.
-            TypeError: the step returned something else than a `TrainState`.
+            TypeError: the step returned something else than a `TrainState`, or one that cannot be saved.
         """
         if self._remaining > 0:
             self._remaining -= 1
             return self._call_checked(state, batch)
         watched = _tensors(tree.leaves(state)) if self._watch_all else self._sample(state)
         self._watch_all = False
-        versions = [leaf._version for leaf in watched]
+        before = [leaf._version for leaf in watched]
         new = self._step(state, batch)
-        for leaf, version in zip(watched, versions, strict=True):
+        for leaf, version in zip(watched, before, strict=True):
             if leaf._version != version:
-                raise _mutated(_path_of(leaf, state))
+                raise _mutated("step", _path_of(leaf, state))
         if type(new) is not TrainState:
             raise _not_a_state(new)
         return new
@@ -58,7 +62,8 @@ class PurityGuard:
         self._watch_all = True
 
     def _sample(self, state: TrainState) -> list[torch.Tensor]:
-        # The parameters and buffers are what careless steps write to; they are cheap to list when dicts.
+        # Parameters are what careless steps write to, and cheap to list when they are a dict. What else a
+        # step may write to is looked at after each save.
         params = state.params if type(state.params) is dict else None
         if not params:
             return []
@@ -79,16 +84,14 @@ class PurityGuard:
                 "would differ. Draw inside `with hf.random.scope(hf.step_key(state, 'name')):`, or build the step "
                 "with hf.make_step, which opens a scope for the whole loss_fn"
             )
-        for path, value in _fingerprints(inputs).items():
-            if before.get(path) != value:
-                raise _mutated(path.removeprefix("['state']").removeprefix(".") or path)
+        after = _fingerprints(inputs)
+        for path in before.keys() | after.keys():
+            if before.get(path) != after.get(path):
+                place = path.removeprefix("['state']").removeprefix(".").replace("['batch']", "batch")
+                raise _mutated("step", place)
         check_same_structure(state, new)
+        check_saveable(new, free=OUTPUT_ONLY)
         return new
-
-
-def _tensors(leaves: list[Any]) -> list[torch.Tensor]:
-    """Those leaves that have a version counter."""
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not leaf.is_inference()]
 
 
 def check_same_structure(state: TrainState, new: Any) -> None:
@@ -108,23 +111,56 @@ def check_same_structure(state: TrainState, new: Any) -> None:
             raise PurityError(f"metrics[{name!r}] must be a 0-d tensor, got {tree.describe(value)}: use .mean()")
         if value.requires_grad:
             raise PurityError(f"metrics[{name!r}] still holds the autograd graph: use .detach()")
-    old_kinds, new_kinds = _kinds(state), _kinds(new)
+    check_kinds(kinds(state), new)
+
+
+def kinds(state: TrainState) -> dict[str, str]:
+    """What must not change during a run: for each path the type of its leaf, with shape and dtype."""
+    cursor = state.cursor._replace(position=None)
+    validation = state.validation._replace(metrics={})
+    fixed = state.replace(metrics={}, cursor=cursor, validation=validation)
+    return {
+        path: tree.describe(leaf) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+        for path, leaf in tree.items(fixed)
+    }
+
+
+def check_kinds(expected: dict[str, str], state: TrainState) -> None:
+    """Check a state against the `kinds` of an earlier one.
+
+    Raises:
+        PurityError: with a table of the paths that changed.
+    """
+    found = kinds(state)
     changes = [
-        f"  {path}: {old_kinds.get(path, 'absent')} became {new_kinds.get(path, 'absent')}"
-        for path in sorted(old_kinds.keys() | new_kinds.keys())
-        if old_kinds.get(path) != new_kinds.get(path)
+        f"  {path}: {expected.get(path, 'absent')} became {found.get(path, 'absent')}"
+        for path in sorted(expected.keys() | found.keys())
+        if expected.get(path) != found.get(path)
     ]
     if changes:
         shown = "\n".join(changes[:10] + ([f"  ... and {len(changes) - 10} more"] if len(changes) > 10 else []))
         raise PurityError(f"the step changed the structure of the state, which is fixed during a run:\n{shown}")
 
 
-def _kinds(state: TrainState) -> dict[str, str]:
-    fixed = state.replace(metrics={})
-    return {
-        path: tree.describe(leaf) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
-        for path, leaf in tree.items(fixed)
-    }
+def versions(state: TrainState) -> list[int]:
+    """The version counters of all tensors of a state."""
+    return [leaf._version for leaf in _tensors(tree.leaves(state))]
+
+
+def check_unwritten(who: str, state: TrainState, before: list[int]) -> None:
+    """Check that nobody has written to a state since its `versions` were taken.
+
+    Raises:
+        PurityError: names ``who`` and the leaf.
+    """
+    for leaf, version in zip(_tensors(tree.leaves(state)), before, strict=True):
+        if leaf._version != version:
+            raise _mutated(who, _path_of(leaf, state))
+
+
+def _tensors(leaves: list[Any]) -> list[torch.Tensor]:
+    """Those leaves that have a version counter."""
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not leaf.is_inference()]
 
 
 def _fingerprints(inputs: Any) -> dict[str, Any]:
@@ -133,25 +169,31 @@ def _fingerprints(inputs: Any) -> dict[str, Any]:
 
 def _fingerprint(leaf: Any) -> Any:
     """A value that changes when the leaf is written to, computed at memory speed where the leaf lives."""
-    if not isinstance(leaf, torch.Tensor):
-        return tree.scalar_bytes(leaf) if isinstance(leaf, bool | int | float | complex | str) else None
-    version = -1 if leaf.is_inference() else leaf._version
-    if leaf.layout is not torch.strided or not leaf.numel():
-        return version, tuple(leaf.shape)
-    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(leaf.element_size())
-    flat = leaf.detach().contiguous().reshape(-1)
-    bits = torch.view_as_real(flat).view(torch.int32) if flat.is_complex() else flat.view(words or torch.uint8)
-    # Version counters miss writes through functional_call on BatchNorm, sums miss permutations: use both.
-    return version, int(bits.sum(dtype=torch.int64)), tuple(leaf.shape)
+    if isinstance(leaf, torch.Tensor):
+        # Version counters miss writes through ``.data``, sums miss permutations: use both.
+        return (-1 if leaf.is_inference() else leaf._version), _sum_of_bits(leaf), tuple(leaf.shape)
+    if isinstance(leaf, np.ndarray | bool | int | float | complex | str):
+        return tree.scalar_bytes(leaf)
+    return None  # an object of the user's own: nobody can tell whether it changed
+
+
+def _sum_of_bits(leaf: torch.Tensor) -> int | None:
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    try:
+        flat = leaf.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        bits = torch.view_as_real(flat).contiguous().reshape(-1) if flat.is_complex() else flat
+        return int(bits.view(words[bits.element_size()]).sum(dtype=torch.int64))
+    except (RuntimeError, NotImplementedError):
+        return None  # sparse, nested, quantised and meta tensors cannot be read so
 
 
 def _path_of(leaf: torch.Tensor, state: TrainState) -> str:
     return next((path for path, other in tree.items(state) if other is leaf), "params")
 
 
-def _mutated(path: str) -> PurityError:
+def _mutated(who: str, path: str) -> PurityError:
     return PurityError(
-        f"the step wrote to its input at {path}: a step returns new tensors and leaves its inputs as they were. "
+        f"the {who} wrote to its input at {path}: it must return new values and leave its inputs as they were. "
         "Replace in-place operations (names that end in _, out=, indexing on the left of =) or clone first"
     )
 

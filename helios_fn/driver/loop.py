@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import random, schedule
 from ..config import RunConfig
@@ -16,7 +16,7 @@ from ..types import Delivery, Feed, Reason, Share, Source
 from .batches import step_input
 from .evaluate import Validator
 from .folder import RunFolder, Start
-from .guard import PurityGuard
+from .guard import PurityGuard, check_kinds, check_unwritten, kinds, versions
 from .outlets import Outlets
 from .rows import make_row
 from .signals import StopSignal
@@ -24,86 +24,112 @@ from .validation import record_validation
 
 ShouldStop = Callable[[TrainState], bool | str]
 Validate = Callable[[TrainState], Any]
+Doing = tuple[str, int]
+"""What the loop is at, in words, and by how much the iteration it belongs to is ahead of the last complete one."""
+
+
+class Surroundings(NamedTuple):
+    """What a loop works with: everything but the state."""
+
+    step: PurityGuard
+    source: Source | Phases
+    cfg: RunConfig
+    share: Share
+    folder: RunFolder
+    outlets: Outlets
+    signal: StopSignal
+    validate: Validate | None
+    should_stop: ShouldStop | None
 
 
 class Loop:
-    """One run in progress: its last complete state, and the steps from one state to the next.
+    """One run in progress: its state, and the steps from one state to the next.
 
     The order after each step is the same for both units: advance, log, validate, early-stop
-    bookkeeping, phase predicate, checkpoint, stop test.
+    bookkeeping, phase predicate, checkpoint, stop test. An iteration is complete when all of this
+    but the checkpoint and the stop test has been done; ``complete`` is the last such state.
     """
 
-    def __init__(
-        self,
-        step: PurityGuard,
-        source: Source | Phases,
-        cfg: RunConfig,
-        share: Share,
-        folder: RunFolder,
-        outlets: Outlets,
-        signal: StopSignal,
-        *,
-        validate: Validate | None = None,
-        should_stop: ShouldStop | None = None,
-    ) -> None:
-        self.step, self.source, self.cfg, self.share = step, source, cfg, share
-        self.folder, self.outlets, self.signal = folder, outlets, signal
-        self.validate, self.should_stop = validate, should_stop
+    def __init__(self, around: Surroundings, start: Start) -> None:
+        self.step, self.source, self.cfg, self.share = around.step, around.source, around.cfg, around.share
+        self.folder, self.outlets, self.signal = around.folder, around.outlets, around.signal
+        self.validate, self.should_stop = around.validate, around.should_stop
         self.batch: Any = None
-        self.message = ""
-        self.saved_at = -1
-        self.last_checkpoint: Path | None = None
-        self._attend = isinstance(source, Phases)
+        self.doing: Doing = ("the start before", 1)
+        self._phased = isinstance(self.source, Phases)
         self._passed_over: set[int] = set()
-        self._metric_names: Collection[str] | None = None
-        self._look = schedule.Horizon(0, 0)
+        self._metric_names: frozenset[str] | None = None
+        self._kinds = kinds(start.state)
+        self.begin(start)
 
-    def begin(self, fresh: TrainState, start: Start) -> None:
-        """Take the state to go on from; ``fresh`` is the shape that any checkpoint is restored into."""
-        self.fresh, self.state = fresh, start.state
-        self.saved_at = start.state.counters.iteration if start.checkpoint is not None else -1
-        self.last_checkpoint = start.checkpoint
+    def begin(self, start: Start) -> None:
+        """Go on from a state: the first one, or after a rollback."""
+        self.state = self.complete = start.state
+        self.last_checkpoint: Path | None = start.checkpoint
+        self.saved_at = -1 if start.checkpoint is None else start.state.counters.iteration
+        self.message = ""
         if start.state.counters.iteration > 0 and start.state.metrics:
-            self._metric_names = start.state.metrics.keys()
+            self._metric_names = frozenset(start.state.metrics)
         self.look_ahead()
 
     def train(self) -> Generator[TrainState, None, Reason]:
         """Yield the state after each iteration until there is a reason to stop, and return the reason."""
         reason = self.stop_reason()
         while reason is None:
-            feed = self.open_feed()
+            feed, delivered = self.open_feed(), False
             try:
                 for delivery in feed:
+                    delivered = True
                     self.consume(delivery)
                     reason = self.stop_reason()
+                    self.signal.waiting = True
                     yield self.state
+                    self.signal.waiting = False
                     if reason is not None or self.state.cursor is not delivery.cursor:
                         break  # another phase, or rolled back: the data goes on elsewhere
+                    self.doing = ("fetching the data of", 1)
             finally:
                 feed.close()
+            if not delivered:
+                raise ValueError(f"the source delivered nothing from {self.state.cursor} on: a feed never ends empty")
         return reason
 
     def open_feed(self) -> Feed:
         """The data from the state's cursor on."""
+        self.doing = ("fetching the data of", 1)
         cursor = self.state.cursor
         source = self.source.source(cursor.phase) if isinstance(self.source, Phases) else self.source
         return source.open(cursor, key=self.state.key, share=self.share)
 
     def consume(self, delivery: Delivery) -> None:
         """One iteration and all that is due after it."""
-        before = self.state
+        before = self.complete
+        self.doing = ("the step of", 1)
         self.batch = step_input(delivery, self.share.micro_batches, self.cfg.reduction, self.cfg.device)
         stepped = self.step(before.replace(metrics={}), self.batch)
-        if before.counters.iteration in self._passed_over:
-            stepped = pass_over(before, stepped)
         self.check_metric_names(stepped)
-        counters = schedule.advance(before.counters, delivery.count)
-        self.state = stepped.replace(cursor=delivery.cursor, counters=counters)
-        self.batch = None
+        self.state = self.advanced(before, stepped, delivery)
+        self.batch, self.doing = None, ("what is due after", 1)
         for handler in self.outlets.on_iteration:
             handler(self.state)
-        if self._attend or counters.iteration >= self._look.iteration or delivery.cursor.epoch >= self._look.epoch:
+        iteration, epoch = self.state.counters.iteration, self.state.cursor.epoch
+        if self._phased or iteration >= self._look.iteration or epoch >= self._look.epoch:
             self.react(before)
+        else:
+            self.complete = self.state
+
+    def advanced(self, before: TrainState, stepped: TrainState, delivery: Delivery) -> TrainState:
+        """What the step returned, with the fields that only the driver writes, unless its update is passed over."""
+        iteration = before.counters.iteration
+        skip = self.cfg.non_finite == "skip" and int(stepped.first_bad) >= 0
+        if skip or iteration in self._passed_over:
+            stepped = pass_over(before, stepped)
+        return stepped.replace(
+            cursor=delivery.cursor,
+            counters=schedule.advance(before.counters, delivery.count),
+            validation=before.validation,
+            key=before.key,
+        )
 
     def react(self, before: TrainState) -> None:
         """Do what is due between ``before`` and the present state."""
@@ -114,10 +140,12 @@ class Loop:
             self.run_validation(self.validate)
         if isinstance(self.source, Phases) and self.source.should_advance(self.state.cursor.phase, self.state):
             self.state = self.state.replace(cursor=schedule.next_phase(self.state.cursor))
+        self.outlets.commit()
+        self.complete, self.doing = self.state, ("the checkpoint after", 0)
         # Asked again: a phase that ends in the middle of an epoch completes it.
         save = schedule.due(before, self.state, self.cfg).checkpoint
         look = self.state.counters.iteration % self.cfg.check_finite_every == 0
-        if (save or look) and self.check_finite() and save:
+        if (save or look) and self.heed_first_bad() and save:
             self.save()
         self.look_ahead()
 
@@ -131,7 +159,7 @@ class Loop:
     def check_metric_names(self, stepped: TrainState) -> None:
         """Check that the step logs the same metrics in every iteration, so that all rows have the same columns."""
         if self._metric_names is None:
-            self._metric_names = stepped.metrics.keys()
+            self._metric_names = frozenset(stepped.metrics)
         elif stepped.metrics.keys() != self._metric_names:
             raise PurityError(
                 f"the step wrote metrics {sorted(stepped.metrics)} after {sorted(self._metric_names)}: "
@@ -140,29 +168,39 @@ class Loop:
 
     def run_validation(self, validate: Validate) -> None:
         """One validation cycle, in a keyed scope so that nothing it draws reaches training."""
+        before, self.doing = versions(self.state), ("validation after", 1)
         with random.scope(random.fold_in(self.state.key, "validation", self.state.counters.iteration)):
-            if isinstance(validate, Validator) and self.outlets.listening("on_validation_batch"):
-                metrics = validate(
-                    self.state, lambda done, total: self.outlets.emit("on_validation_batch", done, total)
-                )
+            if isinstance(validate, Validator):
+                metrics: Any = validate(self.state, self._told_of_batches())
             else:
                 metrics = validate(self.state)
+        check_unwritten("validate", self.state, before)
         found = record_validation(self.state.validation, metrics, self.cfg.early_stop)
         self.state = self.state.replace(validation=found)
+        self.doing = ("what is due after", 1)
         self.outlets.write(make_row("validation", self.state))
         self.outlets.emit("on_validation", self.state)
 
-    def save(self) -> None:
-        """Write the present state as a checkpoint, with the marks of the logs as they stand."""
+    def _told_of_batches(self) -> Callable[[int, int | None], None] | None:
+        if not self.outlets.listening("on_validation_batch"):
+            return None
+        return lambda done, total: self.outlets.emit("on_validation_batch", done, total)
+
+    def save(self, *, lenient: bool = False) -> None:
+        """Write the last complete state as a checkpoint, with the marks of the logs as they stand.
+
+        With ``lenient``, what is not needed to go on (metadata, a sink that fails) cannot prevent it.
+        """
         if not self.folder.keeps:
             return
-        self.last_checkpoint = self.folder.save(self.state, self.outlets.flush())
-        self.saved_at = self.state.counters.iteration
+        check_kinds(self._kinds, self.complete)
+        path = self.folder.save(self.complete, self.outlets.flush(lenient=lenient), metadata=not lenient)
+        self.last_checkpoint, self.saved_at = path, self.complete.counters.iteration
         self.step.watch_next()
-        self.outlets.emit("on_checkpoint", self.last_checkpoint, self.state)
+        self.outlets.emit("on_checkpoint", path, self.complete)
 
-    def check_finite(self) -> bool:
-        """Whether the state is free of non-finite values; otherwise the policy has been applied.
+    def heed_first_bad(self) -> bool:
+        """Whether all iterations were finite; otherwise the policy has been applied.
 
         Raises:
             NonFiniteError: the policy is to raise, or going back did not help.
@@ -172,9 +210,9 @@ class Loop:
             return bad < 0
         if self.cfg.non_finite == "rollback" and bad not in self._passed_over:
             self._passed_over.add(bad)
-            start = self.folder.rollback(self.fresh)
+            start = self.folder.rollback(self.state)
             self.outlets.cut(start.marks)
-            self.begin(self.fresh, start)
+            self.begin(start)
             return False
         again = " again, after it had been passed over" if bad in self._passed_over else ""
         raise NonFiniteError(
@@ -185,8 +223,10 @@ class Loop:
 
     def stop_reason(self) -> Reason | None:
         """The one stop test: of the configuration, the user's predicate, and signals, in this order."""
+        self.doing = ("the stop test after", 0)
         reason = schedule.finished(self.state, self.cfg)
-        if reason is None and self.should_stop is not None:
+        # A fresh state has no metrics that the predicate could look at.
+        if reason is None and self.should_stop is not None and self.state.counters.iteration > 0:
             answer = self.should_stop(self.state)
             if answer:
                 reason, self.message = Reason.SHOULD_STOP, answer if isinstance(answer, str) else ""
@@ -194,7 +234,7 @@ class Loop:
             return Reason.NON_FINITE
         if reason is None and self.signal.received is not None:
             reason, self.message = Reason.SIGNAL, self.signal.received.name
-        if reason is not None and not self.check_finite():
+        if reason is not None and not self.heed_first_bad():
             return Reason.NON_FINITE if self.cfg.non_finite == "stop" else None
         return reason
 

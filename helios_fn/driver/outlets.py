@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..sinks import check_sinks
 from ..types import Json, Observer, Row, RunInfo, Sink
 
+_LOGGER = logging.getLogger("helios_fn")
 _EVENTS = (
     "on_start",
     "on_iteration",
@@ -23,6 +25,8 @@ class Outlets:
     """All sinks and observers of a run.
 
     Only methods that an observer really defines are called, so an event nobody reads costs nothing.
+    Rows reach the sinks when the iteration they belong to is complete: if validation or an observer
+    fails before, the iteration will be done again, and its rows written then.
 
     Raises:
         ValueError: two sinks have the same name or path.
@@ -30,6 +34,8 @@ class Outlets:
     """
 
     def __init__(self, sinks: Iterable[Sink], observers: Iterable[Any]) -> None:
+        if not isinstance(sinks, Iterable) or not isinstance(observers, Iterable):
+            raise TypeError("sinks and observers are lists: write sinks=[hf.sinks.JsonLines()]")
         self._sinks = list(sinks)
         check_sinks(self._sinks)
         self._handlers: dict[str, list[Callable[..., None]]] = {event: [] for event in _EVENTS}
@@ -38,12 +44,19 @@ class Outlets:
         self.on_iteration = self._handlers["on_iteration"]
         self._info: RunInfo | None = None
         self._open: list[Sink] = []
+        self._pending: list[Row] = []
+        self._marks: dict[str, Json] = {}
+        self.broken = False
 
     def _subscribe(self, observer: Any) -> None:
+        if isinstance(observer, type):
+            raise TypeError(
+                f"observers takes instances, got the class {observer.__name__}: write {observer.__name__}()"
+            )
         found = False
         for event in _EVENTS:
             handler = getattr(observer, event, None)
-            inherited = getattr(type(observer), event, None) is getattr(Observer, event)
+            inherited = getattr(handler, "__func__", handler) is getattr(Observer, event)
             if handler is not None and not inherited:
                 self._handlers[event].append(handler)
                 found = True
@@ -62,6 +75,7 @@ class Outlets:
     def open(self, info: RunInfo, marks: Mapping[str, Json]) -> None:
         """Open all sinks, each cut back to the mark that a checkpoint recorded for it."""
         self._info = info
+        self._marks = dict(marks)
         for sink in self._sinks:
             self._open.append(sink)
             sink.open(info, marks.get(sink.name))
@@ -70,18 +84,42 @@ class Outlets:
         """Cut all open sinks back to ``marks``: what they hold beyond will be written again."""
         assert self._info is not None
         info = self._info._replace(superseded=None)
+        self._pending.clear()
         self.close()
         self.open(info, marks)
 
     def write(self, row: Row) -> None:
-        """Hand a row to all sinks, then to the observers."""
-        for sink in self._sinks:
-            sink.write(row)
+        """Show a row to the observers, and keep it for the sinks until `commit`."""
+        self._pending.append(row)
         self.emit("on_row", row)
 
-    def flush(self) -> dict[str, Json]:
-        """Make all rows durable and return the marks to record in a checkpoint."""
-        return {sink.name: sink.flush() for sink in self._sinks}
+    def commit(self) -> None:
+        """Hand the rows of a complete iteration to the sinks."""
+        if self._pending:
+            self.broken = True  # some sinks may have the rows and others not, until all have
+            for row in self._pending:
+                for sink in self._sinks:
+                    sink.write(row)
+            self._pending.clear()
+            self.broken = False
+
+    def discard(self) -> None:
+        """Forget the rows of an iteration that was not completed."""
+        self._pending.clear()
+
+    def flush(self, *, lenient: bool = False) -> dict[str, Json]:
+        """Make all rows durable and return the marks to record in a checkpoint.
+
+        With ``lenient``, a sink that fails keeps its last mark: its newer rows are lost, the checkpoint is not.
+        """
+        for sink in self._sinks:
+            try:
+                self._marks[sink.name] = sink.flush()
+            except Exception as error:
+                if not lenient:
+                    raise
+                _LOGGER.warning("sink %r could not be flushed and loses its last rows: %s", sink.name, error)
+        return dict(self._marks)
 
     def close(self) -> None:
         """Close all sinks, also when one of them fails to."""

@@ -1,4 +1,4 @@
-"""Log rows: metrics leave the device only when a row is due, all of them in one transfer."""
+"""Log rows: metrics leave their device only when a row is due, in one transfer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from ..types import Row
 def fetch(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """The metrics as Python floats, sorted by name. One synchronisation for those on an accelerator."""
     names = sorted(metrics)
-    if all(metrics[name].device.type == "cpu" for name in names):
-        return {name: float(metrics[name]) for name in names}
-    values = torch.stack([metrics[name].detach().to(torch.float64) for name in names]).tolist()
-    return dict(zip(names, values, strict=True))
+    away = [name for name in names if metrics[name].device.type != "cpu"]
+    values: dict[str, float] = {}
+    if away:
+        # Not as float64 on the device: some accelerators have none.
+        wide = torch.promote_types(torch.float32, max((metrics[name].dtype for name in away), key=lambda d: d.itemsize))
+        stacked = torch.stack([metrics[name].detach().to(wide) for name in away]).cpu()
+        values = dict(zip(away, stacked.tolist(), strict=True))
+    return {name: values[name] if name in values else float(metrics[name]) for name in names}
 
 
 def make_row(kind: Literal["train", "validation"], state: TrainState) -> Row:

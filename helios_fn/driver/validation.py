@@ -22,10 +22,15 @@ def record_validation(known: Validation, metrics: Any, early_stop: EarlyStop | N
     Raises:
         TypeError: ``metrics`` is no mapping of names to scalars.
         KeyError: the metric to watch is not among them.
+        ValueError: the names are not those of the cycle before.
     """
     if not isinstance(metrics, Mapping):
         raise TypeError(f"validate must return a mapping of names to scalars, got {type(metrics).__name__}")
     values = {str(name): _scalar(name, value) for name, value in metrics.items()}
+    if known.metrics and values.keys() != known.metrics.keys():
+        raise ValueError(
+            f"validate returned {sorted(values)} after {sorted(known.metrics)}: return the same names in every cycle"
+        )
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
     best, bad_cycles = known.best, known.bad_cycles
     if early_stop is not None:

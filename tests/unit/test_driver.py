@@ -91,7 +91,7 @@ class TestSteps:
             batch[0].zero_()
             return state
 
-        assert "wrote to its input at ['batch'][0]" in fails_with(step)
+        assert "wrote to its input at batch[0]" in fails_with(step)
 
     def test_writes_where_no_version_counter_looks(self):
         """A write through ``.data`` moves no version counter and is found by value."""
@@ -586,7 +586,7 @@ class TestObservers:
             observers=[Listener()],
         )
         assert events == [
-            ("saved", 0), ("start", 0), ("iteration", 1), ("train", 1), ("saved", 1), ("iteration", 2), ("train", 2),
+            ("start", 0), ("saved", 0), ("iteration", 1), ("train", 1), ("saved", 1), ("iteration", 2), ("train", 2),
             ("validation", 2), ("validated", 1), ("saved", 2), ("end", hf.Reason.TOTAL),
         ]  # fmt: skip
 
