@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from . import tree
 from .finite import all_finite, mark_bad
-from .nn import Average, Mean, microsteps, value_and_grad
+from .nn import Average, LossFn, Mean, loss_grad, microsteps
 from .optim import Optimizer
-from .state import TrainState
-from .types import Aux, Step, Tree
-
-LossFn = Callable[[Any, Any, Any, Any], Any]
+from .state import TrainState, check_optimizer
+from .types import Step, Tree
 
 
 def make_step(loss_fn: LossFn, optimizer: Optimizer, *, average: Average | None = None) -> Step:
@@ -31,19 +28,34 @@ def make_step(loss_fn: LossFn, optimizer: Optimizer, *, average: Average | None 
     The step logs ``loss``, the metrics of ``Aux``, and what the optimiser monitors (its learning
     rate). An iteration of total weight 0 makes no update. An iteration whose loss or gradients are
     not finite is remembered in ``state.first_bad``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind; in a step, ``loss_fn`` returns something else.
+        ValueError: in a step, the loss does not depend on the params, a metric has a name that the step
+            itself logs, or ``optimizer`` or ``average`` are not those that made the state.
     """
-    grad_fn = value_and_grad(_with_aux(loss_fn), has_aux=True)
+    grad_fn = loss_grad(loss_fn)
+    check_optimizer(optimizer)
+    if not isinstance(average, Average | None):
+        raise TypeError(f"average must be an average such as hf.ema(0.999), or None, got {tree.describe(average)}")
 
     def step(state: TrainState, batch: Any) -> TrainState:
         mean = microsteps(grad_fn, state, batch)
-        params, opt_state, averages = _updated(state, mean, optimizer, average)
+        try:
+            params, opt_state, averages = _updated(state, mean, optimizer, average)
+            monitored = optimizer.monitor(opt_state)
+        except (AttributeError, TypeError, ValueError, LookupError) as error:
+            misfit = _misfit(optimizer, state)  # not looked for before: it costs as much as a new state
+            if misfit:
+                raise ValueError(misfit) from error
+            raise
         return state.replace(
             params=params,
             buffers=mean.buffers,
             opt_state=opt_state,
             averages=averages,
             first_bad=_first_bad(state, mean),
-            metrics=_metrics(mean, optimizer.monitor(opt_state)),
+            metrics=_metrics(mean, monitored),
         )
 
     return step
@@ -53,6 +65,8 @@ def _updated(state: TrainState, mean: Mean, optimizer: Optimizer, average: Avera
     if _is_zero(mean.weight):
         return state.params, state.opt_state, state.averages
     params, opt_state = optimizer.update(mean.grads, state.opt_state, state.params, weight=mean.weight)
+    if average is None and state.averages is not None:
+        raise ValueError("state.averages would never be updated: hand make_step the average that made them")
     count = optimizer.count(opt_state)
     if average is None or count == optimizer.count(state.opt_state):
         return params, opt_state, state.averages
@@ -61,12 +75,34 @@ def _updated(state: TrainState, mean: Mean, optimizer: Optimizer, average: Avera
     return params, opt_state, average.update(state.averages, params, count)
 
 
+def _misfit(optimizer: Optimizer, state: TrainState) -> str:
+    """How the state's optimiser memory differs in structure from the optimiser's, in words; empty if it does not."""
+    expected, found = optimizer.init(state.params), state.opt_state
+    if tree.structure(expected) == tree.structure(found):
+        return ""
+    if found is None:
+        return "state.opt_state is None: make the state by hf.init_state(params, optimizer)"
+    wanted, got = set(tree.paths(expected)), set(tree.paths(found))
+    missing, unknown = wanted - got, got - wanted
+    if missing:
+        difference = f"has no {min(missing)!r}"
+    else:
+        difference = f"has {min(unknown)!r} too" if unknown else "has other containers"
+    return (
+        f"state.opt_state (a {type(found).__name__}) was not made by {optimizer!r} for state.params: it {difference}. "
+        "Hand hf.init_state the same optimizer"
+    )
+
+
 def _first_bad(state: TrainState, mean: Mean) -> torch.Tensor:
     finite = all_finite([mean.loss, *tree.leaves(mean.grads)])
     return mark_bad(state.first_bad, finite, state.counters.iteration)
 
 
 def _metrics(mean: Mean, monitored: dict[str, float]) -> dict[str, torch.Tensor]:
+    taken = [name for name in mean.metrics if name == "loss" or name in monitored]
+    if taken:
+        raise ValueError(f"Aux.metrics may not have {taken[0]!r}, which make_step logs itself: choose another name")
     metrics = {"loss": mean.loss, **mean.metrics}
     for name, value in monitored.items():
         metrics.setdefault(name, torch.tensor(value, dtype=torch.float64))
@@ -75,11 +111,3 @@ def _metrics(mean: Mean, monitored: dict[str, float]) -> dict[str, torch.Tensor]
 
 def _is_zero(weight: Any) -> bool:
     return bool(weight == 0)
-
-
-def _with_aux(loss_fn: LossFn) -> LossFn:
-    def call(params: Any, buffers: Any, batch: Any, key: Any) -> Any:
-        returned = loss_fn(params, buffers, batch, key)
-        return (returned, Aux()) if isinstance(returned, torch.Tensor) else returned
-
-    return call

@@ -152,12 +152,13 @@ def joined(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]
     """The same bytes with small neighbours put together, so that many small tensors make few writes."""
     small = bytearray()
     for piece in pieces:
-        if len(piece) < CHUNK // 64:
+        is_small = len(piece) < CHUNK // 64
+        if is_small:
             small += piece
-        if len(piece) >= CHUNK // 64 or len(small) >= CHUNK:
+        if not is_small or len(small) >= CHUNK:
             yield bytes(small)
             small.clear()
-        if len(piece) >= CHUNK // 64:
+        if not is_small:
             yield piece
     yield bytes(small)
 
@@ -205,7 +206,7 @@ def read_exactly(files: FileSystem, handle: int, into: memoryview, path: Path) -
     while into:
         count = files.read(handle, into[:CHUNK])
         if count == 0:
-            raise CheckpointError(f"{path} ends {len(into)} bytes early")
+            raise CheckpointError(f"{path} is damaged: it ends {len(into)} bytes early")
         into = into[count:]
 
 

@@ -3,59 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import logging
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..errors import CheckpointError, ResumeRefused
-from ..types import Json, Tree
+from ..errors import CheckpointError
+from ..types import Tree
 from . import format
 from .files import OS, FileSystem, disk_errors, make_folders, remove_folder
+from .listing import Checkpoint, Damaged, first_valid, scan
 from .lock import Lock
 from .manifest import Manifest, encode, versions
-from .names import UNFINISHED, check_name, folder_name, may_belong_to
+from .names import UNFINISHED, check_name, folder_name
 from .saveable import check_saveable
 
 _log = logging.getLogger("helios_fn")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A checkpoint folder and what it says of itself."""
-
-    path: Path
-    manifest: Manifest
-
-    @property
-    def iteration(self) -> int:
-        """Completed calls of ``step``."""
-        return self.manifest.iteration
-
-    @property
-    def micro_step(self) -> int:
-        """Consumed micro-batches."""
-        return self.manifest.micro_step
-
-    @property
-    def epoch(self) -> int:
-        """Completed epochs."""
-        return self.manifest.epoch
-
-    @property
-    def record(self) -> dict[str, Json]:
-        """What the caller of `Store.save` wanted to be kept."""
-        return self.manifest.record
-
-
-class Damaged(NamedTuple):
-    """A folder that should be a checkpoint, and why it is not."""
-
-    path: Path
-    reason: str
 
 
 class Store:
@@ -95,12 +60,12 @@ class Store:
     def entries(self) -> list[Checkpoint]:
         """The run's checkpoints with a sound manifest, newest first; their other files are not looked at."""
         with disk_errors(f"list {self.folder}"):
-            return self._scan()[0]
+            return scan(self._files, self.folder, self.name)[0]
 
     def damaged(self) -> list[Damaged]:
         """The folders that bear the run's name but have no sound manifest."""
         with disk_errors(f"list {self.folder}"):
-            return self._scan()[1]
+            return scan(self._files, self.folder, self.name)[1]
 
     def newest(self) -> Checkpoint | None:
         """The valid checkpoint with the highest iteration; ``None`` if the run has none at all.
@@ -113,7 +78,9 @@ class Store:
             ResumeRefused: the newest was written for other versions of helios_fn or torch.
         """
         with disk_errors(f"look for checkpoints in {self.folder}"):
-            valid, damaged = self._first_valid()
+            candidates, damaged = scan(self._files, self.folder, self.name)
+            valid, passed_over = first_valid(self._files, candidates)
+            damaged += passed_over
             if valid is not None:
                 for item in damaged:
                     self._set_aside(item.path.name, item.reason)
@@ -199,7 +166,7 @@ class Store:
         ``k`` is the next free number; returns ``<root>/superseded/<k>``, or ``None`` if there was nothing
         to move. The newest moves first, so an interrupted call leaves the run as it once was.
         """
-        newer = [entry for entry in self.entries() if _age(entry)[:2] > _age(checkpoint)[:2]]
+        newer = [entry for entry in self.entries() if entry.is_newer_than(checkpoint)]
         if not newer:
             return None
         with disk_errors(f"move newer checkpoints out of {self.folder}"):
@@ -234,36 +201,6 @@ class Store:
         return lock
 
     # Below, trouble with the disk is still an OSError: the public methods above translate it.
-
-    def _scan(self) -> tuple[list[Checkpoint], list[Damaged]]:
-        found, damaged = [], []
-        for name in self._files.listdir(self.folder):
-            if name.startswith("."):
-                continue
-            path = self.folder / name
-            try:
-                checkpoint = Checkpoint(path, format.read_manifest(path, files=self._files))
-            except CheckpointError as error:
-                if may_belong_to(self.name, name):  # without a manifest, the name is all there is to tell the run
-                    if isinstance(error, ResumeRefused):
-                        raise
-                    damaged.append(Damaged(path, str(error)))
-                continue
-            if checkpoint.manifest.run == self.name:
-                found.append(checkpoint)
-        return sorted(found, key=_age, reverse=True), damaged
-
-    def _first_valid(self) -> tuple[Checkpoint | None, list[Damaged]]:
-        """The newest valid checkpoint, and those that were found damaged until then."""
-        candidates, damaged = self._scan()
-        for candidate in candidates:
-            try:
-                return Checkpoint(candidate.path, format.verify(candidate.path, files=self._files)), damaged
-            except ResumeRefused:
-                raise
-            except CheckpointError as error:
-                damaged.append(Damaged(candidate.path, str(error)))
-        return None, damaged
 
     def _holds(self, folder: Path, description: Manifest, content: format.Snapshot) -> bool:
         """Whether ``folder`` is a valid checkpoint of exactly this."""
@@ -335,11 +272,6 @@ def verify(path: Path | str, *, files: FileSystem = OS) -> Manifest:
     """
     with disk_errors(f"read {path}"):
         return format.verify(Path(path), files=files)
-
-
-def _age(checkpoint: Checkpoint) -> tuple[int, int, str]:
-    # The name decides nothing but the order of two checkpoints of one moment.
-    return checkpoint.iteration, checkpoint.micro_step, checkpoint.path.name
 
 
 def _probe(files: FileSystem, folder: Path) -> None:

@@ -37,9 +37,22 @@ def as_source(data: Any) -> Source | Phases:
     if isinstance(data, Source | Phases) and not isinstance(data, type):
         return data
     raise TypeError(
-        f"data must be an hf.Loader, hf.data.Stream, hf.data.Phases, another Source, or a map-style torch DataLoader; "
-        f"got {type(data).__name__}. A dataset becomes a loader by hf.Loader(dataset, batch_size=...)"
+        "data must be an hf.Loader, hf.Stream, hf.Phases, another Source, or a map-style torch DataLoader; "
+        f"got {data.__name__ if isinstance(data, type) else type(data).__name__}{_remedy(data)}"
     )
+
+
+def _remedy(data: Any) -> str:
+    if isinstance(data, type) or data is None:
+        return ""
+    if not isinstance(data, IterableDataset) and hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return ". A dataset, also a list of samples, becomes a loader by hf.Loader(data, batch_size)"
+    if isinstance(data, IterableDataset) or hasattr(data, "__iter__"):
+        return (
+            ", which cannot be read from the middle. Say how to open it at a position: hf.Stream(open, batch_size), "
+            "where open(position, key) gives pairs of a sample and the position after it"
+        )
+    return ""
 
 
 def from_dataloader(loader: DataLoader[Any]) -> Loader:
@@ -59,7 +72,7 @@ def from_dataloader(loader: DataLoader[Any]) -> Loader:
     if isinstance(loader.dataset, IterableDataset):
         raise TypeError(
             f"{type(loader.dataset).__name__} is an IterableDataset, which cannot be read from the middle: "
-            "say how to open it at a position with hf.data.Stream"
+            "say how to open it at a position with hf.Stream(open, batch_size)"
         )
     sampler, batch_size, drop_last = _recipe(loader)
     order = _order(sampler, loader.dataset, whole_batches=batch_size is None)

@@ -208,7 +208,7 @@ def _dataset_length(dataset: Any, *, keyed: bool) -> int:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise TypeError(
             f"a Loader needs a dataset with __len__ and __getitem__, got {type(dataset).__name__}: "
-            "read it as a stream, hf.data.Stream"
+            "read it as a stream, hf.Stream(open, batch_size)"
         )
     if not (hasattr(dataset, "__getitem__") or isinstance(dataset, KeyedDataset)):
         if not hasattr(dataset, "__getitems__"):

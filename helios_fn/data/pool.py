@@ -11,6 +11,7 @@ import functools
 import multiprocessing
 import multiprocessing.util
 import os
+import pickle
 import signal
 import sys
 import weakref
@@ -21,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from .plan import Task
-from .sampling import Failure, Reader
+from .sampling import Failure, Reader, brief
 
 
 class PoolOptions(NamedTuple):
@@ -54,9 +55,10 @@ class Pool:
 
         Raises:
             TypeError: the workers cannot be started because something cannot be sent to them.
-            RuntimeError: (also while reading) a batch could not be read, or a worker is gone.
+            RuntimeError: they cannot be started; (also while reading) a batch could not be read, or a worker is gone.
         """
         self._tasks.source, self._tasks.error = tasks, None
+        explained = _not_started if self._loader is None else _lost
         try:
             if self._loader is None:
                 self._loader = self._start()
@@ -64,7 +66,7 @@ class Pool:
                 self._iterator = iter(self._loader)
             _stop_signalling(self._iterator)
         except Exception as error:
-            raise self._explained(error) from error
+            raise self._failed(error, explained) from error
         return self._results(self._iterator)
 
     def close(self) -> None:
@@ -111,26 +113,37 @@ class Pool:
             except StopIteration:
                 return
             except Exception as error:
-                raise self._explained(error) from error
+                raise self._failed(error, _lost) from error
             if type(result) is Failure:
-                raise RuntimeError(result.message)
+                failure = RuntimeError(result.message)
+                failure.add_note(f"In the worker:\n{result.traceback}")
+                raise failure
             yield result
 
-    def _explained(self, error: Exception) -> Exception:
+    def _failed(self, error: Exception, explained: Callable[[Exception], Exception]) -> Exception:
         """The error to raise in place of one that came out of the `DataLoader`."""
         if error is self._tasks.error:
-            return RuntimeError(f"the next batch could not be planned ({type(error).__name__}: {error})")
+            return RuntimeError(f"the next batch could not be planned ({brief(error)})")
         self.close()
-        if isinstance(error, RuntimeError):
-            return RuntimeError(
-                f"a worker process of the loader is gone ({error}). It was killed (out of memory?) or left by "
-                "itself; open the loader again to go on with new workers, or use workers=0 to see what happens"
-            )
-        return TypeError(
-            f"the workers could not be started ({type(error).__name__}: {error}): unless they are forked, dataset, "
-            "collate, transform and worker_init are sent to them and must be defined at the top of a module; "
-            "multiprocessing_context='fork' starts them without sending"
-        )
+        return explained(error)
+
+
+def _lost(error: Exception) -> Exception:
+    # Of any kind: a worker that dies while it hands over a batch leaves a broken connection behind.
+    return RuntimeError(
+        f"a worker process of the loader is gone ({brief(error)}). It was killed (out of memory?) or left by "
+        "itself; open the loader again to go on with new workers, or use workers=0 to see what happens"
+    )
+
+
+def _not_started(error: Exception) -> Exception:
+    message = f"the workers could not be started ({brief(error)})"
+    if not isinstance(error, TypeError | AttributeError | pickle.PicklingError):
+        return RuntimeError(message)
+    return TypeError(
+        f"{message}: unless they are forked, dataset, collate, transform and worker_init are sent to them and must "
+        "be defined at the top of a module; multiprocessing_context='fork' starts them without sending"
+    )
 
 
 class _Tasks(Sampler[Task]):
@@ -160,6 +173,7 @@ class _WorkerStart:
         # batches to stop in order. A handler, since ignoring would be inherited by programs that a dataset runs.
         signal.signal(signal.SIGINT, _not_for_me)
         signal.signal(signal.SIGTERM, _not_for_me)
+        sys.excepthook = _quiet_at_a_lost_connection
         if not self._forked:
             # A fresh interpreter sometimes aborts while it is torn down, which the main process would take
             # for a crash. Leave before that, as the last of multiprocessing's exit handlers.
@@ -181,6 +195,13 @@ def _stop_signalling(iterator: Any) -> None:
 
 def _not_for_me(signum: int, frame: Any) -> None:
     pass
+
+
+def _quiet_at_a_lost_connection(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    # A main process that is killed while a batch is handed over would have its workers print tracebacks,
+    # from multiprocessing's thread, after its own end. One that lives says itself what it could not read.
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _leave() -> None:

@@ -35,9 +35,10 @@ class KeyedDataset(Protocol):
 
 
 class Failure(NamedTuple):
-    """What a worker sends back in place of a batch that it could not read."""
+    """What a worker sends back in place of a batch that it could not read: one line, and the traceback."""
 
     message: str
+    traceback: str
 
 
 class Reader:
@@ -81,7 +82,7 @@ class Reader:
         except Exception as error:
             raise RuntimeError(
                 f"the samples of batch {task.batch} of epoch {task.epoch} could not be made into a batch "
-                f"({_brief(error)}): give the loader a collate function that fits them"
+                f"({brief(error)}): give the loader a collate function that fits them"
             ) from error
 
     def __getitem__(self, task: Task) -> Any:
@@ -92,26 +93,26 @@ class Reader:
         except Exception as error:
             info = get_worker_info()
             where = f"in worker {info.id}: " if info is not None else ""
-            return Failure(f"{where}{error}\n\nIn the worker:\n{traceback.format_exc()}")
+            return Failure(f"{where}{error}", traceback.format_exc())
         return batch
 
     def _samples(self, key: Key, task: Task) -> list[Any]:
         indices = task.indices.tolist()
         plain = self._drawless or not (self.seeds_globals or self._keyed or self._transform is not None)
         if plain and hasattr(self._dataset, "__getitems__"):
-            return self._many(indices)
+            return self._many(indices, task)
         if plain:
-            return [self._one(index, None) for index in indices]
+            return [self._one(index, None, task) for index in indices]
         words = random.sample_words(key, task.epoch, task.indices)
-        return [self._one(index, row) for index, row in zip(indices, words, strict=True)]
+        return [self._one(index, row, task) for index, row in zip(indices, words, strict=True)]
 
-    def _many(self, indices: list[int]) -> list[Any]:
+    def _many(self, indices: list[int], task: Task) -> list[Any]:
         try:
             return list(self._dataset.__getitems__(indices))
         except (Exception, SystemExit) as error:
-            raise RuntimeError(f"the samples {indices} could not be read ({_brief(error)})") from error
+            raise _unreadable(f"the samples {indices}", task, error) from error
 
-    def _one(self, index: int, words: Any) -> Any:
+    def _one(self, index: int, words: Any, task: Task) -> Any:
         try:
             if words is not None and self.seeds_globals:
                 random.seed_globals(words)
@@ -122,7 +123,7 @@ class Reader:
             return sample if self._transform is None else self._transform(sample, rng)
         # SystemExit too: a dataset that exits would take its worker along without a word.
         except (Exception, SystemExit) as error:
-            raise RuntimeError(f"sample {index} could not be read ({_brief(error)})") from error
+            raise _unreadable(f"sample {index}", task, error) from error
 
 
 def seed_globals_for(key: Key, name: str, epoch: int, index: int) -> None:
@@ -131,8 +132,13 @@ def seed_globals_for(key: Key, name: str, epoch: int, index: int) -> None:
     random.seed_globals(words[0])
 
 
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def brief(error: BaseException) -> str:
+    """An error in one line, to be part of another message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _unreadable(what: str, task: Task, error: BaseException) -> RuntimeError:
+    return RuntimeError(f"{what} (batch {task.batch} of epoch {task.epoch}) could not be read ({brief(error)})")
 
 
 def _check_sendable(batch: Any) -> None:

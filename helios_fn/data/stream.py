@@ -13,7 +13,7 @@ from .. import random
 from ..schedule import rank_slice
 from ..types import Cursor, Delivery, Feed, Json, Key, Share
 from .feed import CLOSED, FAILED
-from .sampling import Collate, seed_globals_for
+from .sampling import Collate, brief, seed_globals_for
 
 OpenStream: TypeAlias = Callable[[Any, Key], Iterator[tuple[Any, Any]]]
 
@@ -224,7 +224,7 @@ class _Reader:
         _, epoch, batch, position = self.cursor
         return RuntimeError(
             f"the stream '{self._recipe.description}' failed at batch {batch} of epoch {epoch}, which starts at "
-            f"position {position!r} ({type(error).__name__}: {error})"
+            f"position {position!r} ({brief(error)})"
         )
 
     def _globals(self) -> contextlib.AbstractContextManager[Any]:

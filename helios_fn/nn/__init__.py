@@ -1,7 +1,8 @@
 """Modules as functions, gradients, micro-batches and averages.
 
 `functional` splits a module into a function and its tensors; `value_and_grad` differentiates functions
-of trees; `microsteps` is the mean over one iteration's micro-batches; `ema` averages the parameters.
+of trees, and `loss_grad` a ``loss_fn``; `microsteps` is the mean over one iteration's micro-batches;
+`ema` averages the parameters.
 """
 
 from .averages import Average as Average
@@ -10,6 +11,8 @@ from .functional import Functional as Functional
 from .functional import functional as functional
 from .grad import grad as grad
 from .grad import value_and_grad as value_and_grad
+from .loss import LossFn as LossFn
+from .loss import loss_grad as loss_grad
 from .mean import Mean as Mean
 from .microsteps import GradFn as GradFn
 from .microsteps import microsteps as microsteps

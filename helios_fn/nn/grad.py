@@ -25,13 +25,16 @@ def value_and_grad(
     argnum: int = 0,
     has_aux: bool = False,
     higher_order: bool = False,
+    on_constant: Callable[[Any], None] | None = None,
 ) -> Callable[..., tuple[Any, Tree]]:
     """A function that returns ``(value, grads)`` of ``fn``, or ``((value, aux), grads)`` with ``has_aux``.
 
     ``fn`` returns a 0-d tensor, and with ``has_aux`` a pair of it and any tree. ``grads`` has the
     structure of positional argument ``argnum``, whose leaves are floating point (or complex) tensors;
-    parameters that ``fn`` does not use get zeros. No input is written, no ``.grad`` touched, and what
-    comes back is detached. Gradients may share memory with each other: add to them out of place.
+    parameters that ``fn`` does not use get zeros. Where the value depends on none of them, ``on_constant``
+    is called with ``aux`` first, and may raise (not in a compiled region). No input is written, no
+    ``.grad`` touched, and what comes back is detached. Gradients may share memory with each other: add to
+    them out of place.
 
     The gradient is taken by ``torch.autograd.grad`` on detached leaves (activation checkpointing and
     old-style autograd functions work), or by ``torch.func`` where that would lose a derivative: inside
@@ -65,15 +68,17 @@ def value_and_grad(
             return split(fn(*args[:argnum], params, *args[argnum + 1 :], **kwargs))
 
         if higher_order or is_traced() or torch.is_inference_mode_enabled():
-            loss, aux, grads = _by_transform(call, args[argnum], argnum)
+            loss, aux, grads, constant = _by_transform(call, args[argnum], argnum)
         else:
             leaves, treespec = flatten_params(args[argnum])
             rest, _ = flatten_rest((args[:argnum], args[argnum + 1 :], kwargs))
             if torch.is_grad_enabled() and (_any_in_graph(leaves) or _any_in_graph(rest)):
-                loss, aux, grads = _by_transform(call, args[argnum], argnum)
+                loss, aux, grads, constant = _by_transform(call, args[argnum], argnum)
             else:
-                loss, aux, found = _by_autograd(call, leaves, treespec, argnum)
+                loss, aux, found, constant = _by_autograd(call, leaves, treespec, argnum)
                 aux, grads = _detached(aux, flatten_aux), tree.unflatten(treespec, found)
+        if constant and on_constant is not None:
+            on_constant(aux)
         return ((loss, aux) if has_aux else loss), grads
 
     return wrapped
@@ -99,7 +104,7 @@ def grad(
 
 def _by_autograd(
     call: OpenCall, leaves: list[torch.Tensor], treespec: optree.PyTreeSpec, argnum: int
-) -> tuple[torch.Tensor, Any, tuple[torch.Tensor, ...]]:
+) -> tuple[torch.Tensor, Any, tuple[torch.Tensor, ...], bool]:
     with torch.enable_grad(), Session():
         try:
             primals = [leaf.detach().requires_grad_() for leaf in leaves]
@@ -107,29 +112,33 @@ def _by_autograd(
             _check_leaves(tree.unflatten(treespec, leaves), argnum)
             raise
         loss, aux = call(tree.unflatten(treespec, primals))
+        found: tuple[torch.Tensor | None, ...] = (None,) * len(leaves)
         if primals and loss.requires_grad:
-            grads = torch.autograd.grad(loss, primals, materialize_grads=True)
-        else:
-            grads = tuple(torch.zeros_like(leaf) for leaf in leaves)
-    return loss.detach(), aux, grads
+            found = torch.autograd.grad(loss, primals, allow_unused=True)
+    constant = all(gradient is None for gradient in found) and bool(leaves)
+    pairs = zip(found, leaves, strict=True)
+    grads = tuple(torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs)
+    return loss.detach(), aux, grads, constant
 
 
-def _by_transform(call: OpenCall, params: Tree, argnum: int) -> tuple[torch.Tensor, Any, Tree]:
+def _by_transform(call: OpenCall, params: Tree, argnum: int) -> tuple[torch.Tensor, Any, Tree, bool]:
     _check_leaves(params, argnum)
     leaves, treespec = tree.flatten(params)
     if not leaves:
         loss, aux = call(params)
-        return loss, aux, params
+        return loss, aux, params, False
     returned: list[Any] = []
 
     def of_leaves(leaves: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         loss, aux = call(tree.unflatten(treespec, leaves))
-        returned.append(aux)
+        # At this level a loss that only outer levels can differentiate requires no gradient.
+        returned.extend((aux, not torch.compiler.is_compiling() and not loss.requires_grad))
         # torch.func knows neither our nodes nor leaves other than tensors.
         return loss, list(_tensors(aux))
 
     grads, (loss, tensors) = torch.func.grad_and_value(of_leaves, has_aux=True)(leaves)
-    return loss, _with_tensors(returned[0], iter(tensors)), tree.unflatten(treespec, grads)
+    aux, constant = returned
+    return loss, _with_tensors(aux, iter(tensors)), tree.unflatten(treespec, grads), constant
 
 
 def _check_loss(loss: Any) -> torch.Tensor:

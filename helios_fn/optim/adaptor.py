@@ -18,9 +18,9 @@ from .. import tree
 from ..types import Tree
 from .base import Optimizer
 from .imperative import Imperative, Memory
-from .schedules.base import last_rate, rate_at
+from .schedules.base import last_rate, rate_at, refuse_scheduler
 from .tensors import Template, at, clone, leaves_like, updatable_leaves
-from .text import call, stable
+from .text import brief, call
 
 
 class AdaptedState(NamedTuple):
@@ -155,8 +155,14 @@ class _Adapted:
 
 def _check_class(cls: Any, hyper: dict[str, Any]) -> None:
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        hint = f": hand over the class {type(cls).__name__}" if isinstance(cls, torch.optim.Optimizer) else ""
-        raise TypeError(f"from_torch needs a subclass of torch.optim.Optimizer, got {stable(cls)}{hint}")
+        name = type(cls).__name__
+        hint = (
+            f": hand over the class {name} and its arguments, not an optimiser of your params"
+            if isinstance(cls, torch.optim.Optimizer)
+            else ""
+        )
+        raise TypeError(f"from_torch needs a subclass of torch.optim.Optimizer, got {brief(cls)}{hint}")
+    refuse_scheduler(hyper.get("lr"))
     if issubclass(cls, torch.optim.SparseAdam):
         raise TypeError(f"{cls.__name__} works on sparse gradients, and gradients here are dense: use adam")
     needed = [p.name for p in list(inspect.signature(cls.step).parameters.values())[1:] if p.default is p.empty]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, overload
 import torch
 
 from ..types import Tree
-from .text import stable
+from .text import brief, stable
 
 
 class Transform(NamedTuple):
@@ -73,9 +73,7 @@ def chain(*parts: Any) -> Any:  # type: ignore[misc] # mypy does not match *Any 
         raise ValueError("chain() needs at least one transform or optimiser")
     for position, part in enumerate(parts):
         if not isinstance(part, Transform | Optimizer):
-            raise TypeError(
-                f"part {position} of chain() is {stable(part)}, not a Transform or an Optimizer{_hint(part)}"
-            )
+            raise TypeError(f"part {position} of chain() is {brief(part)}, not a Transform or an Optimizer{hint(part)}")
         if isinstance(part, Optimizer) and position != len(parts) - 1:
             raise ValueError(
                 f"part {position} of chain() is the optimiser {part!r}, but {len(parts) - 1 - position} part(s) follow "
@@ -117,7 +115,8 @@ def _description(part: Transform | Optimizer) -> str:
     return f"{type(part).__name__}(init={stable(part.init)})" if owner is None else stable(owner)
 
 
-def _hint(part: Any) -> str:
+def hint(part: Any) -> str:
+    """What to write instead of something that is no part of a chain, as the end of a message."""
     if isinstance(part, torch.optim.Optimizer):
         return f": write from_torch(torch.optim.{type(part).__name__}, ...)"
     return f": call it, as in {part.__name__}(...)" if callable(part) and hasattr(part, "__name__") else ""

@@ -10,10 +10,10 @@ import torch
 
 from .. import accumulate, tree
 from ..types import Tree
-from .base import Optimizer
+from .base import Optimizer, Transform, hint
 from .checks import whole
 from .tensors import Template, clone, leaves_like, updatable_leaves
-from .text import stable
+from .text import brief
 
 
 class EveryState(NamedTuple):
@@ -48,7 +48,8 @@ def every(m: int, optimizer: Optimizer) -> Optimizer:
         ValueError: ``m`` is below 1; in ``update``, a weight is negative or not finite.
     """
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"every() accumulates for an Optimizer, got {stable(optimizer)}")
+        remedy = ": chain it with an optimiser" if isinstance(optimizer, Transform) else hint(optimizer)
+        raise TypeError(f"every() accumulates for an Optimizer, got {brief(optimizer)}{remedy}")
     made = _Every(whole("m", m), optimizer)
     return Optimizer(made.init, made.update, made.count, made.monitor)
 

@@ -12,11 +12,14 @@ import io
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 logger = logging.getLogger("helios_fn")
+
+_LONGEST = 1 << 16  # bytes of a line that count
 
 
 class AppendFile:
@@ -28,7 +31,7 @@ class AppendFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = io.FileIO(path, "a")
+        self._file = io.FileIO(path, "a+")
         self._size = self._file.seek(0, os.SEEK_END)
         self._durable = -1
         self._pending = bytearray()
@@ -46,6 +49,10 @@ class AppendFile:
             os.fsync(self._file.fileno())
             self._durable = self._size
         return self._size
+
+    def fingerprint(self) -> int:
+        """See `fingerprint`."""
+        return _fingerprint(self._file)
 
     def close(self) -> None:
         """Flush and close. Closing twice is allowed."""
@@ -81,6 +88,12 @@ def cut(path: Path, size: int, superseded: Path | None) -> bool:
             file.truncate(size)
             os.fsync(file.fileno())
     return True
+
+
+def fingerprint(path: Path) -> int:
+    """A checksum of a file's first line, which stays as the file grows. A time in it tells two runs apart."""
+    with io.FileIO(path) as file:
+        return _fingerprint(file)
 
 
 def set_aside(path: Path, target: Path) -> None:
@@ -132,6 +145,11 @@ def explained(sink: str, path: Path) -> Iterator[None]:
     except OSError as error:
         message = f"sink {sink!r} cannot write here ({error.strerror or error}): give it another path"
         raise OSError(error.errno, message, str(path)) from error
+
+
+def _fingerprint(file: io.FileIO) -> int:
+    file.seek(0)
+    return zlib.crc32(file.read(_LONGEST).split(b"\n")[0])
 
 
 def _keep(file: BinaryIO, folder: Path, name: str) -> None:

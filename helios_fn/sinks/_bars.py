@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..types import RunInfo
+from .names import loss_first
 
 MAX_BAR, MIN_BAR = 40, 6
 _LABEL = 10
@@ -63,7 +64,7 @@ def render(width: int, snapshot: Snapshot, glyphs: Glyphs = BLOCKS) -> list[str]
         bars.append(_bar("validation", *snapshot.validating))
         del shown["validation"]  # the bar takes the place of the last result
     lines = draw(width, bars, glyphs)
-    values = [_fit(width, f"{kind:<{_LABEL}} ", _items(metrics)) for kind, metrics in shown.items() if metrics]
+    values = [_fit(width, kind, _items(metrics)) for kind, metrics in shown.items() if metrics]
     return lines[:steady] + values + lines[steady:]
 
 
@@ -164,17 +165,17 @@ def _iterations(batches: int, info: RunInfo) -> int:
 
 
 def _items(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{_printable(name)} {value:.4g}" for name, value in metrics.items()]
+    return [f"{_printable(name)} {value:.4g}" for name, value in loss_first(metrics)]
 
 
 def _printable(name: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in name)
 
 
-def _fit(width: int, head: str, items: list[str]) -> str:
-    """As many whole items as there is room for."""
-    line = head + "  ".join(items)
-    while len(line) > width and len(items) > 1:
-        items = items[:-1]
-        line = head + "  ".join([*items, "..."])
-    return line[:width]
+def _fit(width: int, label: str, items: list[str]) -> str:
+    """As many whole items as there is room for; the first is the last to go."""
+    head = f"{label:<{_LABEL}} "
+    lines = [head + "  ".join(items)]
+    lines += [head + "  ".join([*items[:kept], "..."]) for kept in range(len(items) - 1, 0, -1)]
+    lines += [head + items[0], f"{label} {items[0]}", items[0]]
+    return next((line for line in lines if len(line) <= width), items[0][:width])

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..types import Json, Row, RunInfo
-from ._append import AppendFile, cut, explained, make_folder, set_aside
+from ._append import AppendFile, cut, explained, fingerprint, logger, make_folder, set_aside
 from .names import check_name, locate
 
 
 class LineLog:
     """A text file with one line per row. Implementations say what the line is.
 
-    The mark is ``{"offset": n}``, the size of the file in bytes.
+    The mark is ``{"offset": n, "first": checksum}``: the size of the file in bytes, and a checksum of its
+    first line, which tells when another run was given the same path in the meantime.
     """
 
     suffix: ClassVar[str]
@@ -31,23 +32,25 @@ class LineLog:
     def open(self, info: RunInfo, mark: Json) -> None:
         """Open the file, cut back to ``mark``; opening again cuts again.
 
-        At a fresh start (``mark`` is ``None``) a file that is already there is set aside.
+        A file of other rows is set aside, which is any at a fresh start (``mark`` is ``None``).
 
         Raises:
             OSError: the file cannot be written.
             ValueError: there is no path, or the mark is not one of this kind of sink.
         """
         self.close()
-        offset = self._offset(mark)
+        offset, first = self._parsed(mark)
         path = locate(self.path, info, self.name, self.name + self.suffix)
         with explained(self.name, path):
             make_folder(path.parent)
-            if offset is not None:
-                if not cut(path, offset, info.superseded) and path.is_file():
-                    # Shortened by hand, perhaps within a line: the next row must not continue it.
-                    cut(path, path.read_bytes().rfind(b"\n") + 1, info.superseded)
-            elif path.is_file() and path.stat().st_size:
+            filled = path.is_file() and path.stat().st_size > 0
+            if filled and (offset is None or (offset > 0 and fingerprint(path) != first)):
+                if offset is not None:
+                    logger.warning("log %s holds rows of another run: give each run a path of its own", path)
                 set_aside(path, (info.superseded or path.parent) / path.name)
+            elif offset is not None and not cut(path, offset, info.superseded) and path.is_file():
+                # Shortened by hand, perhaps within a line: the next row must not continue it.
+                cut(path, path.read_bytes().rfind(b"\n") + 1, info.superseded)
             self._file = AppendFile(path)
 
     def write(self, row: Row) -> None:
@@ -56,7 +59,8 @@ class LineLog:
 
     def flush(self) -> Json:
         """Make the lines durable and return the mark."""
-        return {"offset": self._opened().flush()}
+        file = self._opened()
+        return {"offset": file.flush(), "first": file.fingerprint()}
 
     def close(self) -> None:
         """Flush and close. Closing twice, or before opening, is allowed."""
@@ -69,13 +73,14 @@ class LineLog:
             raise ValueError(f"sink {self.name!r} is not open: call open(info, mark) first")
         return self._file
 
-    def _offset(self, mark: Json) -> int | None:
+    def _parsed(self, mark: Json) -> tuple[int | None, int]:
         if mark is None:
-            return None
-        offset = mark.get("offset") if isinstance(mark, dict) else None
-        if type(offset) is not int or offset < 0:
+            return None, 0
+        fields = mark if isinstance(mark, dict) else {}
+        offset, first = fields.get("offset"), fields.get("first")
+        if type(offset) is not int or type(first) is not int or offset < 0:
             raise ValueError(
                 f"the checkpoint's mark of sink {self.name!r} is {mark!r}, not one that {type(self).__name__} made: "
                 "was another kind of sink given this name?"
             )
-        return offset
+        return offset, first

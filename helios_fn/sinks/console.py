@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TextIO
 
 from ..types import Counters, Cursor, Observer, Reason, Row, RunInfo
-from ._bars import ASCII, BLOCKS, Snapshot, duration, render, render_plain
+from ._bars import ASCII, BLOCKS, Snapshot, duration, remaining, render, render_plain
 
 _MEMORY = 20.0  # seconds over which the speed is averaged
 _MOST_UNLOOKED = 32  # iterations between two looks at the clock, at most
@@ -41,7 +41,7 @@ class Progress(Observer):
         self._screen: _Screen | _Lines | None = None
 
     def on_start(self, info: RunInfo, state: Any) -> None:
-        """Show where the run starts."""
+        """Show where the run starts, in words where it goes on."""
         self._info = info
         self._counters = Counters(info.start_iteration)
         self._cursor = Cursor(0, info.start_epoch, info.start_batch)
@@ -54,6 +54,9 @@ class Progress(Observer):
         stream: TextIO | None = self._given if self._given is not None else sys.stderr  # None without a console
         self._screen = _Screen(stream) if _is_terminal(stream) else _Lines(stream)
         self._period = self._interval if isinstance(self._screen, _Screen) else self._plain_interval
+        if info.start_iteration > 0 and remaining(self._snapshot()) != 0:
+            place = f"iteration {info.start_iteration} (epoch {info.start_epoch}, batch {info.start_batch})"
+            self._screen.say(f"{info.name}: going on from {place}")
         if isinstance(self._screen, _Screen):
             self._show(self._began)
 
@@ -92,8 +95,12 @@ class Progress(Observer):
         now = time.perf_counter()
         self._show(now, last=True)
         if reason is not None:
-            iteration, took = self._counters.iteration, duration(now - self._began)
-            self._screen.say(f"{self._info.name} ended at iteration {iteration} after {took}: {reason.value}")
+            where = f"at iteration {self._counters.iteration}"
+            if reason.finished and not self._calls:
+                ended = f"was finished already {where}"
+            else:
+                ended = f"ended {where} after {duration(now - self._began)}"
+            self._screen.say(f"{self._info.name} {ended}: {reason.value}")
         self._screen = None
 
     def _look(self) -> None:
@@ -114,9 +121,12 @@ class Progress(Observer):
         iteration = self._counters.iteration
         self._meter = self._meter.update(iteration - self._metered, now - self._shown)
         self._metered, self._shown = iteration, now
-        snapshot = Snapshot(
+        self._screen.show(self._snapshot(), last)
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
             self._info,
-            iteration,
+            self._counters.iteration,
             self._cursor.epoch,
             self._cursor.batch,
             self._meter.rate,
@@ -124,7 +134,6 @@ class Progress(Observer):
             self._metrics["validation"],
             self._validating,
         )
-        self._screen.show(snapshot, last)
 
 
 class Meter(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,11 @@ def check_name(name: Any) -> str:
     return name
 
 
+def loss_first(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Metrics in the order in which people read them: the loss, then the others by name."""
+    return sorted(metrics.items(), key=lambda item: (item[0] != "loss", item[0]))
+
+
 def locate(path: Path | None, info: RunInfo, sink: str, default: str) -> Path:
     """Where a sink writes: the user's path, else ``default`` in the run's log folder.
 
@@ -65,10 +70,11 @@ def check_sinks(sinks: Iterable[Any]) -> None:
     names: set[str] = set()
     paths: set[Path] = set()
     for sink in sinks:
+        if isinstance(sink, type):
+            raise TypeError(f"sinks takes instances, got the class {sink.__name__}: write {sink.__name__}()")
         lacking = [method for method in _METHODS if not callable(getattr(sink, method, None))]
-        if isinstance(sink, type) or lacking or not isinstance(getattr(sink, "name", None), str):
-            lack = "an instance" if isinstance(sink, type) else ", ".join(lacking) or "a name"
-            raise TypeError(f"{sink!r} is not a sink, it lacks {lack}: see helios_fn.types.Sink")
+        if lacking or not isinstance(getattr(sink, "name", None), str):
+            raise TypeError(f"{sink!r} is not a sink, it lacks {', '.join(lacking) or 'a name'}: see hf.Sink")
         if sink.name in names:
             raise ValueError(f"two sinks are named {sink.name!r}: give one of them another name=")
         names.add(sink.name)

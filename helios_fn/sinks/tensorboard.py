@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import time
 from os import PathLike
@@ -21,10 +23,11 @@ _FILE = re.compile(r"events\.out\.tfevents\.(\d{10})\.helios_fn")
 class TensorBoard:
     """Scalars ``train/<metric>`` and ``validation/<metric>`` over iterations, as TensorBoard event files.
 
-    By default in the folder ``tensorboard`` of the run's log folder. Each start writes a new file, and a
-    resume cuts the older ones at its mark, so the files together hold each row exactly once; a TensorBoard
-    that is watching is told to drop what it has seen beyond the mark (the effect of ``purge_step`` in
-    ``torch.utils.tensorboard``). Values are float32, as TensorBoard's are; `JsonLines` keeps them exactly.
+    By default in the folder ``tensorboard`` of the run's log folder. The first row after each start begins a
+    new file, and a resume cuts the older ones at its mark, so the files together hold each row exactly once;
+    a TensorBoard that is watching is told to drop what it has seen beyond the mark (the effect of
+    ``purge_step`` in ``torch.utils.tensorboard``). Values are float32, as TensorBoard's are; `JsonLines`
+    keeps them exactly.
 
     Events are written by the caller, without a thread: a row survives the process as soon as it is written.
     The mark is ``{"files": {name: size in bytes}, "iteration": that of the last row, or -1}``.
@@ -38,16 +41,18 @@ class TensorBoard:
         self.name = check_name(name)
         self.path = None if path is None else Path(path)
         self._file: AppendFile | None = None
-        self._file_name = ""
+        self._next_file: Path | None = None
+        self._purge_step: int | None = None
         self._earlier: dict[str, int] = {}
         self._iteration = -1
         self._tags: dict[tuple[str, str], str] = {}
         self._event: Any = None
 
     def open(self, info: RunInfo, mark: Json) -> None:
-        """Cut the event files back to ``mark`` and begin a new one; opening again cuts again.
+        """Cut the event files back to ``mark``; opening again cuts again.
 
-        At a fresh start (``mark`` is ``None``) event files of an earlier run are set aside.
+        Event files of another run are set aside: any at a fresh start (``mark`` is ``None``), and those found
+        where the mark's own are gone.
 
         Raises:
             ImportError: the package ``tensorboard`` is not installed.
@@ -63,13 +68,14 @@ class TensorBoard:
             # A new name lies behind all that a watching TensorBoard may have seen, whatever the clock says.
             stamp = max([int(time.time()), *(_stamp(name) + 1 for name in _ours(folder))])
             _restore(folder, self._earlier, info.superseded, fresh=mark is None)
-            self._file_name = f"events.out.tfevents.{stamp:010}.helios_fn"
-            self._file = AppendFile(folder / self._file_name)
-            self._write_head(None if mark is None else self._iteration + 1)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        self._next_file = folder / f"events.out.tfevents.{stamp:010}.helios_fn"
+        self._purge_step = None if mark is None else self._iteration + 1
 
     def write(self, row: Row) -> None:
         """Append the row's scalars; a watching TensorBoard sees them at once."""
-        file = self._opened()
+        file = self._begun()
         event = self._event(wall_time=row.time, step=row.iteration)
         add = event.summary.value.add
         for metric, value in row.metrics.items():
@@ -79,28 +85,41 @@ class TensorBoard:
 
     def flush(self) -> Json:
         """Make the events durable and return the mark."""
-        size = self._opened().flush()
-        return {"files": {**self._earlier, self._file_name: size}, "iteration": self._iteration}
+        path = self._opened()
+        files: dict[str, Json] = {**self._earlier}
+        if self._file is not None:
+            files[path.name] = self._file.flush()
+        return {"files": files, "iteration": self._iteration}
 
     def close(self) -> None:
         """Flush and close. Closing twice, or before opening, is allowed."""
+        self._next_file = None
         if self._file is not None:
             file, self._file = self._file, None
             file.close()
 
-    def _opened(self) -> AppendFile:
-        if self._file is None:
+    def _opened(self) -> Path:
+        if self._next_file is None:
             raise ValueError(f"sink {self.name!r} is not open: call open(info, mark) first")
+        return self._next_file
+
+    def _begun(self) -> AppendFile:
+        """The file of this start. It begins with its first row: a run that only looks leaves no empty file."""
+        path = self._opened()
+        if self._file is None:
+            with explained(self.name, path.parent):
+                self._file = AppendFile(path)
+            self._file.write(self._head())
         return self._file
 
-    def _write_head(self, purge_step: int | None) -> None:
+    def _head(self) -> bytes:
         """The file's version and, at a resume, the step from which earlier files no longer count."""
         head = self._event(wall_time=time.time(), file_version="brain.Event:2")
-        self._opened().write(frame(head.SerializeToString()))
-        if purge_step is not None:
-            start = self._event(wall_time=time.time(), step=purge_step)
-            start.session_log.status = start.session_log.START
-            self._opened().write(frame(start.SerializeToString()))
+        if self._purge_step is None:
+            return frame(head.SerializeToString())
+        start = self._event(wall_time=time.time(), step=self._purge_step)
+        start.session_log.status = start.session_log.START
+        return frame(head.SerializeToString()) + frame(start.SerializeToString())
 
     def _tag(self, kind: str, metric: str) -> str:
         tag = self._tags.get((kind, metric))
@@ -140,7 +159,8 @@ def _restore(folder: Path, sizes: dict[str, int], superseded: Path | None, *, fr
     """Leave exactly the events of ``sizes`` in ``folder``. Idempotent: a crash in between does no harm."""
     beyond = [name for name in _ours(folder) if name not in sizes]
     kept = superseded / folder.name if superseded is not None else None
-    if kept is None and fresh and beyond:
+    theirs = fresh or any(not (folder / name).exists() for name in sizes)
+    if kept is None and theirs and beyond:
         kept = spare(folder)  # a folder of its own, or TensorBoard would show two runs as one
     for name in beyond:
         if kept is not None:

@@ -7,6 +7,7 @@ from os import PathLike
 
 from ..types import Row
 from ._lines import LineLog
+from .names import loss_first
 
 
 class TextLog(LineLog):
@@ -26,8 +27,8 @@ class TextLog(LineLog):
         super().__init__(path, name)
 
     def encode(self, row: Row) -> str:
-        """The row as one line: local time, kind, iteration, epoch and metrics."""
+        """The row as one line: local time, kind, iteration, epoch and metrics, the loss first."""
         clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.time))
         # split() knows every character that any reader takes for the end of a line.
-        metrics = "".join(f"  {' '.join(name.split())} {value:.6g}" for name, value in row.metrics.items())
+        metrics = "".join(f"  {' '.join(name.split())} {value:.6g}" for name, value in loss_first(row.metrics))
         return f"{clock}  {row.kind:<10}  iteration {row.iteration:<8} epoch {row.epoch:<4}{metrics}"

@@ -10,16 +10,20 @@ From the command line, where ``my_project.train:job`` returns a `Job`::
 
     python -m helios_fn.testing my_project.train:job
 
+and, with every part of a run in a process of its own, in a test: ``check_resume_processes("my_project.train:job")``.
+
 With Hypothesis, over generated interruptions, see `helios_fn.testing.strategies`.
 """
 
-from .compare import LawBroken as LawBroken
 from .compare import assert_same_run as assert_same_run
 from .interrupt import Crash as Crash
 from .interrupt import Stop as Stop
 from .laws import check_resume as check_resume
 from .laws import check_step as check_step
 from .laws import check_workers as check_workers
+from .processes import check_resume_processes as check_resume_processes
 from .trace import Job as Job
 from .trace import Trace as Trace
 from .trace import run_with as run_with
+from .verdicts import JobFailed as JobFailed
+from .verdicts import LawBroken as LawBroken

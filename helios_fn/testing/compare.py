@@ -1,49 +1,128 @@
-"""Comparing two runs, and saying where and why they differ."""
+"""Comparing two runs, and saying where they differ first and where to look for the cause."""
 
 from __future__ import annotations
 
+import itertools
+from typing import NamedTuple
+
 from .. import tree
+from ..types import Row
+from .digests import differing
 from .trace import Trace
+from .verdicts import LawBroken
 
-_CAUSES = """Likely causes:
-  - the step or the dataset draws from a generator that no key controls (time, os.urandom, an own Generator)
-  - state outside the TrainState: a Python attribute, a closure, a cache that the step reads and writes
-  - a kernel that is not deterministic: try torch.use_deterministic_algorithms(True)
-  - the dataset returns something else when it is read again"""
+_SHOWN = 8
+_START = """The initial states differ, so look at what makes them:
+  - parameters initialised from a generator that has no seed: use hf.functional(..., seed=...)
+  - a seed taken from the clock, the process id or the environment"""
+_DATA = """The data differ first, so look at what makes a batch (dataset, transform, collate function, order):
+  - it draws from a generator that no key controls: time, os.urandom, a Generator of its own
+  - it keeps something in the process: a cache, a counter, statistics of the first batch it made
+  - it returns something else when it is read again: files that change, a listing or a set without an order"""
+_STEP = """The batches are equal up to there, so look at the step:
+  - it keeps something in the process, outside the TrainState: an attribute, a global, a closure, a cache such as a
+    normaliser made from the first batch that a process sees; put it into state.extra
+  - it draws from a Generator of its own, the clock or os.urandom
+  - it reads what can change: files, the environment
+  - a kernel is not deterministic: try torch.use_deterministic_algorithms(True)"""
+_VALIDATE = """Only what validation found differs, so look at the validate function and its loader:
+  - it keeps something in the process: an average, a counter, a cache
+  - it draws from a Generator of its own, the clock or os.urandom
+  - a kernel is not deterministic: try torch.use_deterministic_algorithms(True)"""
+_END = "Batches and log rows are equal, so look at what ends the run: should_stop must depend on the state alone."
 
 
-class LawBroken(AssertionError):
-    """A law does not hold; the message says where two runs differ first."""
+class _Finding(NamedTuple):
+    """The first difference between two runs, in words, and the likely causes."""
+
+    text: str
+    causes: str
 
 
 def assert_same_run(left: Trace, right: Trace, what: str) -> None:
     """Check that two runs had the same batches, log rows, final state and reason, bit for bit.
 
     Raises:
-        LawBroken: they differ; names the first iteration and the first leaves.
+        LawBroken: they differ; names the first iteration, the first leaves, and the likely causes.
     """
-    found = _first_difference(left, right)
-    if found is not None:
-        raise LawBroken(f"{what}: {found}\n{_CAUSES}")
+    for find in (_in_start, _in_course, _in_end):
+        found = find(left, right)
+        if found is not None:
+            raise LawBroken(f"{what}: {found.text}\n{found.causes}")
 
 
-def _first_difference(left: Trace, right: Trace) -> str | None:
-    for trace in (left, right):
-        if trace.conflicts:
-            return f"iteration {trace.conflicts[0] + 1} received another batch when it was repeated"
-    for iteration in sorted(left.batches.keys() | right.batches.keys()):
-        if left.batches.get(iteration) != right.batches.get(iteration):
-            missing = iteration not in left.batches or iteration not in right.batches
-            return f"the batches differ from iteration {iteration + 1} on" + (" (one run ended)" if missing else "")
-    for one, other in zip(left.rows, right.rows, strict=False):
-        if repr(one) != repr(other):
-            return f"the log rows differ first in iteration {one.iteration}:\n  {one}\n  {other}"
-    if len(left.rows) != len(right.rows):
-        return f"one log has {len(left.rows)} rows, the other {len(right.rows)}"
-    if left.reason is not right.reason:
-        return f"they ended for different reasons: {left.reason} and {right.reason}"
-    differences = tree.diff(left.state, right.state)
-    if differences:
-        shown = "\n".join(f"  {difference}" for difference in differences[:8])
-        return f"the final states differ in {len(differences)} leaves:\n{shown}"
+def _in_start(left: Trace, right: Trace) -> _Finding | None:
+    first, *others = [*left.starts, *right.starts] or [{}]
+    for other in others:
+        if other != first:
+            return _Finding(f"the job has another initial state each time:\n{_listed(differing(first, other))}", _START)
     return None
+
+
+def _in_course(left: Trace, right: Trace) -> _Finding | None:
+    """What differs in the earliest iteration; a batch comes before the rows of its iteration."""
+    found = [
+        (at, 0, finding) for at, finding in (_other_batch(left, right), _repeated(left), _repeated(right)) if finding
+    ]
+    at, finding = _other_row(left, right)
+    if finding:
+        found.append((at, 1, finding))
+    return min(found)[2] if found else None
+
+
+def _repeated(trace: Trace) -> tuple[int, _Finding | None]:
+    for iteration in sorted(trace.conflicts):
+        lines = _listed(differing(trace.batches[iteration], trace.conflicts[iteration]))
+        text = f"iteration {iteration + 1} received another batch when it was repeated:\n{lines}"
+        return iteration + 1, _Finding(text, _DATA)
+    return 0, None
+
+
+def _other_batch(left: Trace, right: Trace) -> tuple[int, _Finding | None]:
+    for iteration in sorted(left.batches.keys() & right.batches.keys()):
+        if left.batches[iteration] != right.batches[iteration]:
+            lines = _listed(differing(left.batches[iteration], right.batches[iteration]))
+            return iteration + 1, _Finding(f"the batches differ from iteration {iteration + 1} on:\n{lines}", _DATA)
+    return 0, None
+
+
+def _other_row(left: Trace, right: Trace) -> tuple[int, _Finding | None]:
+    for one, other in itertools.zip_longest(left.rows, right.rows):
+        if repr(one) != repr(other):
+            at = min(row.iteration for row in (one, other) if row is not None)
+            text = f"the log rows differ first in iteration {at}:\n  {one or 'no row'}\n  {other or 'no row'}"
+            if one is None or other is None:
+                text = f"one log has {len(left.rows)} rows, the other {len(right.rows)}; " + text
+            return at, _Finding(text, _VALIDATE if _only_validation(left, right, one or other) else _STEP)
+    return 0, None
+
+
+def _only_validation(left: Trace, right: Trace, first: Row) -> bool:
+    if first.kind != "validation":
+        return False
+    if left.batches.keys() == right.batches.keys():
+        return all(line.startswith("validation.") for line in differing(left.final, right.final))
+    # What validation found has ended one run earlier: its log decides.
+    trained = [[repr(row) for row in trace.rows if row.kind == "train"] for trace in (left, right)]
+    return all(one == other for one, other in zip(*trained, strict=False))
+
+
+def _in_end(left: Trace, right: Trace) -> _Finding | None:
+    if left.reason is not right.reason:
+        return _Finding(f"they ended for different reasons: {left.reason} and {right.reason}", _END)
+    if left.batches.keys() != right.batches.keys():
+        return _Finding(f"one run has {len(left.batches)} iterations, the other {len(right.batches)}", _END)
+    if left.state is not None and right.state is not None:
+        lines = [str(difference) for difference in tree.diff(left.state, right.state)]
+    else:
+        lines = differing(left.final, right.final)
+    if not lines:
+        return None
+    validation = all(line.startswith("validation.") for line in lines)
+    text = f"the final states differ in {len(lines)} leaves:\n{_listed(lines)}"
+    return _Finding(text, _VALIDATE if validation else _STEP)
+
+
+def _listed(lines: list[str]) -> str:
+    more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n".join(f"  {line}" for line in [*lines[:_SHOWN], *more])

@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 
 from ..config import Every, RunConfig
 from ..types import UnitName
-from .interrupt import Kind, Stop
-
-_KINDS: tuple[Kind, ...] = ("crash", "signal", "leave")
+from .interrupt import KINDS, Kind, Stop
 
 
-def interruptions(iterations: int, *, most: int = 3, kinds: Sequence[Kind] = _KINDS) -> st.SearchStrategy[list[Stop]]:
+def interruptions(iterations: int, *, most: int = 3, kinds: Sequence[Kind] = KINDS) -> st.SearchStrategy[list[Stop]]:
     """Up to ``most`` interruptions of a run of ``iterations``, in order; one place may be hit twice.
 
     Shrinks towards a single crash after the first iteration.

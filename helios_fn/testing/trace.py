@@ -3,37 +3,65 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from .. import driver, random, tree
+from .. import driver, random
 from ..config import Every, RunConfig
+from ..errors import RunFailed
 from ..sinks import JsonLines, read_rows
-from ..types import Reason, Row
-from .interrupt import Crash, Interrupter, Stop
+from ..types import Reason, Result, Row
+from .digests import Digests, leaf_digests
+from .interrupt import Crash, Interrupter, PlannedError, Stop, in_process_crash
+
+_LOG = "law-trace"  # a name that no sink of the user's has
+
+
+class Notes(Protocol):
+    """Where the legs of a run note what they receive."""
+
+    def note_start(self, digests: Digests, /) -> None:
+        """A leg was given this initial state."""
+
+    def note_batch(self, iteration: int, digests: Digests, /) -> None:
+        """The step received this batch."""
 
 
 @dataclasses.dataclass
 class Trace:
-    """The observable facts of a run, over all its legs.
+    """The observable facts of a run, over all its legs: the parts between two interruptions.
 
     Attributes:
-        batches: for each iteration, the digest of the batch that the step received.
-        conflicts: iterations that received another batch when they were repeated after a crash.
+        batches: for each iteration, numbered from 0, the digests of the batch that the step received first.
+        conflicts: where an iteration was repeated with another batch, the digests of that one.
+        starts: the digests of the initial state that each leg was given.
         rows: the log, without wall-clock times.
-        state: the final state; ``None`` while the run is not finished.
+        state: the final state; ``None`` while the run is not finished, and when it ran in other processes.
+        final: the digests of the final state.
         reason: why it ended.
     """
 
-    batches: dict[int, str] = dataclasses.field(default_factory=dict)
-    conflicts: list[int] = dataclasses.field(default_factory=list)
+    batches: dict[int, Digests] = dataclasses.field(default_factory=dict)
+    conflicts: dict[int, Digests] = dataclasses.field(default_factory=dict)
+    starts: list[Digests] = dataclasses.field(default_factory=list)
     rows: list[Row] = dataclasses.field(default_factory=list)
     state: Any = None
+    final: Digests = dataclasses.field(default_factory=dict)
     reason: Reason | None = None
+
+    def note_start(self, digests: Digests, /) -> None:
+        """See `Notes`."""
+        self.starts.append(digests)
+
+    def note_batch(self, iteration: int, digests: Digests, /) -> None:
+        """See `Notes`."""
+        if self.batches.setdefault(iteration, digests) != digests:
+            self.conflicts.setdefault(iteration, digests)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,33 +84,57 @@ class Job:
         cfg = dataclasses.replace(self.cfg, root=root, progress=False, resume="auto", checkpoint_every=every)
         return dataclasses.replace(self, cfg=cfg)
 
+    def initial_state(self) -> Any:
+        """The state to start from."""
+        return self.state() if callable(self.state) else self.state
 
-def run_leg(job: Job, trace: Trace, stop: Stop | None, ambient: int) -> None:
-    """Run or resume ``job`` up to ``stop`` or to its end, adding to ``trace``.
+    def new_loader(self) -> Any:
+        """A loader to read from."""
+        return self.loader() if callable(self.loader) else self.loader
+
+
+def run_leg(
+    job: Job, stop: Stop | None, ambient: int, notes: Notes, crash: Callable[[], None] = in_process_crash
+) -> Result | None:
+    """Run or resume ``job`` up to ``stop`` or to its end.
 
     The global generators are seeded with ``ambient`` first, so that a step that secretly depends on
     them gives another result in every leg instead of now and then.
+
+    Returns:
+        How the run ended, ``None`` if it was interrupted.
     """
-    recorder = _Recorder(job.step, trace)
-    observers = [*job.keywords.get("observers", ()), *([Interrupter(stop)] if stop else [])]
-    sinks = [*job.keywords.get("sinks", ()), JsonLines()]
-    keywords = {**job.keywords, "observers": observers, "sinks": sinks}
-    loader = job.loader() if callable(job.loader) else job.loader
     with random.preserved_globals():
         torch.manual_seed(ambient)
-        states = driver.iterate(recorder, job.state, loader, job.cfg, **keywords)
+        state = job.initial_state()
+        notes.note_start(leaf_digests(state))
+        interrupters = [] if stop is None else [Interrupter(stop, crash)]
+        keywords = {
+            **job.keywords,
+            "observers": [*job.keywords.get("observers", ()), *interrupters],
+            "sinks": [*job.keywords.get("sinks", ()), JsonLines(name=_LOG)],
+        }
+        states = driver.iterate(_noting(job.step, notes), state, job.new_loader(), job.cfg, **keywords)
+        del state
         try:
-            while True:
-                state = next(states)
-                if stop is not None and stop.kind == "leave" and state.counters.iteration == stop.iteration:
-                    states.close()
-                    return
-        except StopIteration as end:
-            if end.value.reason is not Reason.SIGNAL:
-                trace.state, trace.reason = end.value.state, end.value.reason
-                trace.rows = logged_rows(Path(job.cfg.root))  # type: ignore[arg-type]
-        except Crash:
-            return
+            return _result(states, stop)
+        except (Crash, PlannedError):
+            return None
+        except RunFailed as error:
+            if isinstance(error.__cause__, PlannedError):
+                return None
+            raise
+
+
+def _result(states: Generator[Any, None, Result], stop: Stop | None) -> Result | None:
+    leave_at = stop.iteration if stop is not None and stop.kind == "leave" else math.inf
+    try:
+        while True:
+            if next(states).counters.iteration >= leave_at:
+                states.close()
+                return None
+    except StopIteration as end:
+        return None if end.value.reason is Reason.SIGNAL else end.value
 
 
 def run_with(job: Job, stops: list[Stop], root: Path | None = None) -> Trace:
@@ -91,25 +143,21 @@ def run_with(job: Job, stops: list[Stop], root: Path | None = None) -> Trace:
         placed = job.in_root(folder if root is None else root)
         trace = Trace()
         for leg, stop in enumerate([*stops, None]):
-            run_leg(placed, trace, stop, ambient=1 + leg)
+            result = run_leg(placed, stop, 1 + leg, trace)
+            if result is not None:
+                trace.state, trace.final, trace.reason = result.state, leaf_digests(result.state), result.reason
+        trace.rows = logged_rows(Path(placed.cfg.root))  # type: ignore[arg-type]
         return trace
 
 
 def logged_rows(root: Path) -> list[Row]:
     """All rows under a root, without their wall-clock times."""
-    return [row._replace(time=0.0) for path in sorted(root.glob("logs/*/metrics.jsonl")) for row in read_rows(path)]
+    return [row._replace(time=0.0) for path in sorted(root.glob(f"logs/*/{_LOG}.jsonl")) for row in read_rows(path)]
 
 
-class _Recorder:
-    """A step that notes the digest of each batch it receives."""
+def _noting(step: Callable[[Any, Any], Any], notes: Notes) -> Callable[[Any, Any], Any]:
+    def noted(state: Any, batch: Any) -> Any:
+        notes.note_batch(state.counters.iteration, leaf_digests(batch))
+        return step(state, batch)
 
-    def __init__(self, step: Callable[[Any, Any], Any], trace: Trace) -> None:
-        self._step = step
-        self._trace = trace
-
-    def __call__(self, state: Any, batch: Any) -> Any:
-        found, iteration = tree.digest(batch), state.counters.iteration
-        if self._trace.batches.setdefault(iteration, found) != found:
-            self._trace.conflicts.append(iteration)
-            self._trace.batches[iteration] = found
-        return self._step(state, batch)
+    return noted

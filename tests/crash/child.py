@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,10 +28,12 @@ class Tell(hf.Observer):
 def train(case: Case, root: str, workers: int, ambient: int, pipe: Connection) -> None:
     """Run or resume a case in ``root``; the last message is the outcome."""
     torch.set_num_threads(1)
+    # As in a program that was started by hand: its workers are its own forks, and inherit what it has open.
+    multiprocessing.set_start_method("fork", force=True)
     torch.manual_seed(ambient)
     job = build(case, workers)
     cfg = dataclasses.replace(job.cfg, root=root)
-    sinks = [hf.sinks.JsonLines(), hf.sinks.TextLog()]
+    sinks = [hf.sinks.JsonLines(name="law-trace"), hf.sinks.TextLog()]
     result = hf.run(job.step, job.state, job.loader(), cfg, observers=[Tell(pipe)], sinks=sinks, **job.keywords)
     rows = [repr(row) for row in logged_rows(Path(root))]
     pipe.send((hf.tree.digest(result.state), result.reason.name, rows))

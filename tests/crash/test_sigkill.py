@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -44,13 +46,23 @@ def leg(case: Case, root: Path, workers: int, ambient: int, kill: Kill | None):
             if kill is not None and message == kill.iteration:
                 time.sleep(kill.delay)
                 process.kill()
-                break
+                wait_for_death(process.pid)
+                return None
     except EOFError:
         pass
     process.join(60)
     if kill is None:
         assert process.exitcode == 0, "the child failed: its traceback is above"
     return message
+
+
+def wait_for_death(pid: int) -> None:
+    """Wait until a process is gone. Joining it would wait for its loader workers too: they outlive it by seconds,
+    and the next process must not mind."""
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.kill(pid, 0)
+            time.sleep(0.001)
 
 
 def outcome(case: Case, root: Path, kills: list[Kill], last_workers: int = 0):

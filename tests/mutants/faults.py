@@ -18,12 +18,12 @@ class Fault(NamedTuple):
     tests: tuple[str, ...] = RESUME
 
 
-LOAD = "        return self._store.load(chosen, fresh, free=_OUTPUT_ONLY)\n"
+LOAD = "        return self._store.load(chosen, fresh, free=OUTPUT_ONLY)\n"
 
 
 def loaded(changes: str) -> str:
     return (
-        f"        state = self._store.load(chosen, fresh, free=_OUTPUT_ONLY)\n        return state.replace({changes})\n"
+        f"        state = self._store.load(chosen, fresh, free=OUTPUT_ONLY)\n        return state.replace({changes})\n"
     )
 
 
@@ -90,7 +90,7 @@ FAULTS = [
     ),
     Fault(
         "partial_accumulation_dropped_on_resume", FOLDER, LOAD,
-        "        state = self._store.load(chosen, fresh, free=_OUTPUT_ONLY)\n"
+        "        state = self._store.load(chosen, fresh, free=OUTPUT_ONLY)\n"
         "        pending = hasattr(state.opt_state, 'pending')\n"
         "        empty = {n: getattr(fresh.opt_state, n) for n in ('pending', 'weight', 'calls')} if pending else {}\n"
         "        return state.replace(opt_state=state.opt_state._replace(**empty)) if empty else state\n",
@@ -155,7 +155,7 @@ FAULTS = [
     Fault(
         "keys_derived_by_adding", "helios_fn/data/order.py",
         '    return random.fold_in(key, "order", phase, epoch)\n',
-        "    return key + phase + epoch\n",
+        "    return key + torch.tensor([phase + epoch, 0])\n",
         ("tests/laws/test_order.py",),
     ),
     Fault(
@@ -167,15 +167,22 @@ FAULTS = [
     Fault(
         "checkpoint_written_before_validation",
         LOOP,
-        "        if (save or look) and self.check_finite() and save:\n            self.save()\n",
-        "        if (save or look) and self.check_finite() and save:\n"
-        "            state, self.state = self.state, self.state.replace(validation=before.validation)\n"
+        "        if (save or look) and self.heed_first_bad() and save:\n            self.save()\n",
+        "        if (save or look) and self.heed_first_bad() and save:\n"
+        "            state, self.complete = self.complete, self.complete.replace(validation=before.validation)\n"
         "            self.save()\n"
-        "            self.state = state\n",
+        "            self.complete = state\n",
+    ),
+    Fault(
+        "half_an_iteration_saved_after_a_failure",
+        LOOP,
+        '        self.batch, self.doing = None, ("what is due after", 1)\n',
+        '        self.batch, self.doing, self.complete = None, ("what is due after", 1), self.state\n',
+        ("tests/unit/test_driver_robustness.py",),
     ),
     Fault(
         "last_state_not_saved", "helios_fn/driver/run.py",
-        "    if loop.saved_at != loop.state.counters.iteration and int(loop.state.first_bad) < 0:\n        loop.save()\n",
+        "    if loop.saved_at != loop.complete.counters.iteration and int(loop.complete.first_bad) < 0:\n        loop.save()\n",
         "    return\n",
         ("tests/unit/test_driver.py", "tests/laws/test_counting.py"),
     ),

@@ -205,7 +205,7 @@ class Endless(IterableDataset):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: DataLoader(Endless()), TypeError, r"IterableDataset.*hf\.data\.Stream"),
+        (lambda: DataLoader(Endless()), TypeError, r"IterableDataset.*hf\.Stream"),
         (lambda: DataLoader(NUMBERS, batch_size=None), ValueError, "set batch_size=1"),
         (lambda: DataLoader(NUMBERS, sampler=Unsized()), ValueError, "Unsized has no length.*add __len__"),
         (
@@ -237,8 +237,26 @@ def test_as_source_takes_sources_phases_and_dataloaders():
     assert isinstance(as_source(DataLoader(NUMBERS)), Loader)
 
 
-@pytest.mark.parametrize("given", [NUMBERS, None, Loader, torch.zeros(3)])
-def test_as_source_says_what_it_takes(given):
-    """And what it was given."""
-    with pytest.raises(TypeError, match=rf"hf\.Loader, hf\.data\.Stream.*got {type(given).__name__}"):
+class Lines(IterableDataset):
+    def __iter__(self):
+        return iter("abc")
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "remedy"),
+    [
+        (NUMBERS, "", r"becomes a loader by hf\.Loader\(data, batch_size\)"),
+        ([1, 2, 3], "list", r"becomes a loader by hf\.Loader\(data, batch_size\)"),
+        (torch.zeros(3), "Tensor", r"becomes a loader by hf\.Loader\(data, batch_size\)"),
+        ((n for n in range(3)), "generator", r"hf\.Stream\(open, batch_size\)"),
+        (Lines(), "Lines", r"hf\.Stream\(open, batch_size\)"),
+        (DataLoader(Lines()), "Lines is an IterableDataset", r"hf\.Stream\(open, batch_size\)"),
+        (None, r"hf\.Loader, hf\.Stream, hf\.Phases, .* got NoneType", "$"),
+        (Loader, "got Loader", "$"),
+        (3, "got int", "$"),
+    ],
+)
+def test_as_source_says_what_it_takes(given, name, remedy):
+    """And what it was given, and what to make of it."""
+    with pytest.raises(TypeError, match=f"{name}.*{remedy}"):
         as_source(given)

@@ -9,14 +9,14 @@ import random as python_random
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from helios_fn import random, tree
-from helios_fn.data import Loader
+from helios_fn.data import Loader, pool
 from helios_fn.types import Cursor, Share
 
 KEY = random.key(6691)
@@ -51,7 +51,7 @@ def leave_at_once():
 
 
 def fail():
-    raise ValueError("broken sample")
+    raise ValueError("broken\nsample")
 
 
 def unsendable():
@@ -71,6 +71,12 @@ def read(loader, iterations, cursor=START, share=ALONE):
 
 def workers_now():
     return {child.pid for child in multiprocessing.active_children()}
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Lost workers are looked for ten times a second instead of every 5 seconds."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
 
 
 @pytest.fixture(autouse=True)
@@ -135,20 +141,16 @@ def test_the_global_random_state_of_the_main_process_is_untouched():
     assert random.drawn(before, random.ambient_fingerprint()) == []
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_start_methods_change_no_byte(method):
-    """Fresh interpreters read what forked ones and the main process read."""
-    loader = Loader(Noisy(9), 4, transform=jitter)
-    other = loader.replace(workers=1, multiprocessing_context=method)
-    assert tree.equal(read(other, 4), read(loader, 4))
-    other.close()
-
-
 def test_a_raising_sample_is_named_and_its_worker_lives_on():
-    """The message has the worker, the sample, and the traceback from there."""
+    """The message is one line with the worker, the sample and its place; a note has the traceback from there."""
     loader = Loader(Noisy(trap=5, act=fail), 2, workers=1, shuffle=False)
-    with pytest.raises(RuntimeError, match=r"in worker 0: sample 5 could not be read \(ValueError: broken sample\)"):
+    with pytest.raises(RuntimeError) as caught:
         read(loader, 3)
+    words = "in worker 0: sample 5 (batch 2 of epoch 0) could not be read (ValueError: broken sample)"
+    assert str(caught.value) == words
+    (note,) = caught.value.__notes__
+    assert note.startswith("In the worker:\nTraceback")
+    assert 'raise ValueError("broken\\nsample")' in note
     before = workers_now()
     assert len(read(loader, 2)) == 2
     assert workers_now() == before
@@ -164,27 +166,69 @@ def test_what_a_sample_does_to_its_worker_is_an_error_of_that_sample(act):
     loader.close()
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_worker_that_leaves_is_an_error_and_the_loader_can_be_opened_again():
-    """A clear error in bounded time, then new workers."""
+    """A clear error, then new workers."""
     loader = Loader(Noisy(trap=9, act=leave_at_once), 2, workers=2, prefetch=1, shuffle=False)
-    started = time.monotonic()
     with pytest.raises(RuntimeError, match="a worker process of the loader is gone") as caught:
         read(loader, 5)
-    assert time.monotonic() - started < 30
     assert "open the loader again" in str(caught.value)
     assert len(read(loader, 1)) == 1
     loader.close()
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "no socket")])
+def test_a_connection_that_breaks_while_reading_is_a_lost_worker(error, monkeypatch):
+    """A worker that dies while it hands over a batch; nobody is told that the workers could not be started."""
+    loader = Loader(Noisy(), 2, workers=1)
+    feed = loader.open(START, key=KEY, share=ALONE)
+    next(feed)
+
+    def broken(iterator, timeout=None):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken)
+        with pytest.raises(
+            RuntimeError, match=rf"a worker process of the loader is gone \({type(error).__name__}"
+        ) as one:
+            next(feed)
+    assert one.value.__cause__ is error
+    assert len(read(loader, 1)) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken)
+        with pytest.raises(RuntimeError, match="a worker process of the loader is gone"):
+            loader.open(START, key=KEY, share=ALONE)
+    loader.close()
+
+
+def test_workers_that_cannot_be_started_are_told_from_lost_ones(monkeypatch):
+    """Only what cannot be sent to them has the remedy of that."""
+
+    def refuse(*arguments):
+        raise OSError(12, "Cannot allocate memory")
+
+    loader = Loader(Noisy(), 2, workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refuse)
+        with pytest.raises(RuntimeError, match=r"the workers could not be started .*Cannot allocate") as caught:
+            read(loader, 1)
+    assert "top of a module" not in str(caught.value)
+    assert len(read(loader, 1)) == 1
+    loader.close()
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_worker_killed_from_outside_is_an_error():
     """As by the out-of-memory killer, between two batches."""
     before = workers_now()
     loader = Loader(Noisy(), 2, workers=1, prefetch=1)
     feed = loader.open(START, key=KEY, share=ALONE)
     next(feed)
-    for pid in workers_now() - before:
-        os.kill(pid, signal.SIGKILL)
-    time.sleep(0.05)  # nothing is raised here, in the middle of something else
+    for child in multiprocessing.active_children():
+        if child.pid not in before:
+            child.kill()
+            child.join()  # nothing is raised here, in the middle of something else
     with pytest.raises(RuntimeError, match="a worker process of the loader is gone"):
         list(itertools.islice(feed, 10))
     with pytest.raises(RuntimeError, match="failed before"):
@@ -199,11 +243,11 @@ def test_signals_to_the_process_group_leave_workers_reading():
     loader = Loader(Noisy(), 2, workers=2, prefetch=1)
     reference = read(loader.replace(workers=0), 20)
     feed = loader.open(START, key=KEY, share=ALONE)
-    found = [next(feed)]
+    found = [next(feed), next(feed)]  # one of each worker, which therefore is past its start
     for pid in workers_now() - before:
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
-    assert tree.equal(found + [next(feed) for _ in range(19)], reference)
+    assert tree.equal(found + [next(feed) for _ in range(18)], reference)
     loader.close()
 
 
@@ -215,6 +259,7 @@ def test_a_faulty_order_is_not_taken_for_a_lost_worker():
     loader.close()
 
 
+@pytest.mark.filterwarnings("ignore:Got pickle error")  # of torch, which says the same in other words
 def test_what_cannot_be_sent_to_spawned_workers_is_a_clear_error():
     """With the two remedies."""
     loader = Loader(Noisy(), 4, workers=1, transform=lambda sample, rng: sample, multiprocessing_context="spawn")
@@ -242,25 +287,30 @@ class Environment:
 
 
 PROGRAM = """
-import torch
-from helios_fn import random
-from helios_fn.data import Loader
-from helios_fn.types import Cursor, Share
-from torch.utils.data import TensorDataset
+from helios_fn import tree
+from tests.unit.test_data_workers import ALONE, KEY, START, Loader, Noisy, jitter
 if __name__ == "__main__":
-    loader = Loader(TensorDataset(torch.arange(9)), 2, workers=1)
-    loaders = [loader.replace(multiprocessing_context=method) for method in ("fork", "spawn")]
-    feeds = [loader.open(Cursor(), key=random.key(0), share=Share()) for loader in loaders]
-    print([len(next(feed).items) for feed in feeds])
+    loader = Loader(Noisy(9), 4, transform=jitter)
+    others = [loader.replace(workers=1, multiprocessing_context=method) for method in ("fork", "spawn")]
+    feeds = [each.open(START, key=KEY, share=ALONE) for each in (loader, *others)]
+    here, forked, spawned = ([next(feed) for _ in range(4)] for feed in feeds)
+    print(tree.equal(forked, here), tree.equal(spawned, here))
 """
 
 
-def test_an_interpreter_that_ends_with_open_workers_ends_quietly(tmp_path):
-    """No hang, no message, exit status 0, although nobody closed anything."""
+def test_fresh_interpreters_change_no_byte_and_end_quietly(tmp_path):
+    """Spawned workers read the same; with workers left open: no hang, no message, exit status 0."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, timeout=120, env=environment, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[1, 1]\n", "")
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True True\n", "")
+
+
+def test_workers_of_a_killed_process_say_nothing(capsys):
+    """What multiprocessing's thread meets when the main process dies in the middle of a batch is nobody's news."""
+    for error in (ConnectionResetError(104, "reset"), EOFError()):
+        pool._quiet_at_a_lost_connection(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    pool._quiet_at_a_lost_connection(KeyError, KeyError("told"), None)
+    assert "KeyError: 'told'" in capsys.readouterr().err

@@ -117,6 +117,23 @@ def test_unused_parameters_and_constant_losses_have_zero_gradients(higher_order)
     assert tree.equal((value, grads), (torch.tensor(2.0), zeros))
 
 
+@pytest.mark.parametrize("higher_order", [False, True])
+def test_on_constant_hears_of_values_that_depend_on_no_leaf_and_of_no_others(higher_order):
+    other, heard = torch.ones(2, requires_grad=True), []
+
+    def loss_of(kind, params):
+        a = params["a"]
+        loss = {"used": a, "detached": a.detach(), "constant": PARAMS["a"], "other": other, "both": a * other}[kind]
+        return loss.sum(), kind
+
+    for kind in ("used", "detached", "constant", "other", "both"):
+        both = value_and_grad(loss_of, argnum=1, has_aux=True, higher_order=higher_order, on_constant=heard.append)
+        both(kind, PARAMS)
+    assert heard == ["detached", "constant", "other"]
+    value_and_grad(lambda empty: torch.ones(()), higher_order=higher_order, on_constant=heard.append)({})
+    assert len(heard) == 3, "where there are no leaves there is nothing to depend on"
+
+
 @tree.register
 @dataclasses.dataclass(frozen=True)
 class Node:

@@ -354,10 +354,16 @@ def test_the_fused_mode_refuses_what_it_has_no_kernel_for():
         optim.adamw(0.1).init({"a": torch.ones(2), "z": torch.ones(2, dtype=torch.complex64)})
 
 
+SCHEDULER = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)]), 2)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
         (lambda: optim.adamw("fast"), TypeError, "lr must be a number or a schedule"),
+        (lambda: optim.sgd(SCHEDULER), TypeError, r"write hf.schedules.from_torch\(StepLR, \.\.\."),
+        (lambda: optim.sgd(type(SCHEDULER)), TypeError, r"write hf.schedules.from_torch\(StepLR, \.\.\."),
+        (lambda: optim.schedules.from_torch(SCHEDULER, base_lr=1.0, steps=2), TypeError, "needs a scheduler class"),
         (lambda: optim.adamw(-1.0), ValueError, "lr must be finite and at least 0, got -1.0"),
         (lambda: optim.adamw(float("nan")), ValueError, "lr must be finite"),
         (lambda: optim.adamw(betas=0.9), TypeError, "betas must be two numbers"),

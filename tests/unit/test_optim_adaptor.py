@@ -171,7 +171,18 @@ def test_a_structure_that_changes_later_is_refused_by_that_update():
             "sparse gradients, and gradients here are dense: use adam",
         ),
         (lambda: from_torch(torch.nn.Linear), TypeError, "a subclass of torch.optim.Optimizer"),
-        (lambda: from_torch(torch.optim.SGD([torch.ones(1)])), TypeError, "hand over the class SGD"),
+        (
+            lambda: from_torch(torch.optim.SGD([torch.ones(1)])),
+            TypeError,
+            "an instance of SGD: hand over the class SGD",
+        ),
+        (
+            lambda: from_torch(
+                torch.optim.SGD, lr=torch.optim.lr_scheduler.StepLR(torch.optim.SGD([torch.ones(1)]), 2)
+            ),
+            TypeError,
+            "lr is torch's StepLR",
+        ),
         (lambda: from_torch(torch.optim.RMSprop, momentun=0.9), TypeError, "RMSprop does not take .*momentun"),
         (lambda: from_torch(torch.optim.RMSprop, differentiable=True), ValueError, "differentiable=True is refused"),
         (lambda: from_torch(torch.optim.RMSprop, lr=-1.0).init(params_of()), ValueError, "Invalid learning rate: -1.0"),

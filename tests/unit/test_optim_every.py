@@ -156,14 +156,19 @@ def test_impossible_weights_are_refused(weight):
 
 
 @pytest.mark.parametrize(
-    ("make", "error"),
+    ("make", "error", "words"),
     [
-        (lambda: optim.every(0, optim.sgd()), ValueError),
-        (lambda: optim.every(1.5, optim.sgd()), TypeError),
-        (lambda: optim.every(optim.sgd(), 2), TypeError),
-        (lambda: optim.every(2, optim.clip_by_value(1.0)), TypeError),
+        (lambda: optim.every(0, optim.sgd()), ValueError, "m must be at least 1"),
+        (lambda: optim.every(1.5, optim.sgd()), TypeError, "m must be an integer"),
+        (lambda: optim.every(optim.sgd(), 2), TypeError, "got 2"),
+        (lambda: optim.every(2, optim.clip_by_value(1.0)), TypeError, "chain it with an optimiser"),
+        (
+            lambda: optim.every(2, torch.optim.SGD([torch.ones(1)])),
+            TypeError,
+            r"an instance of SGD: write from_torch\(",
+        ),
     ],
 )
-def test_wrong_arguments_are_refused(make, error):
-    with pytest.raises(error):
+def test_wrong_arguments_are_refused(make, error, words):
+    with pytest.raises(error, match=words):
         make()

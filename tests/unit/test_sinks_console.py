@@ -136,13 +136,23 @@ def test_without_a_total_there_is_a_count_and_a_speed():
 
 
 def test_a_narrow_terminal_loses_the_tails_then_the_bars_then_the_ends():
-    snapshot = Snapshot(ITERATIONS, 250, 1, 3, 100.0, {"loss": 1.0, "learning_rate": 0.1})
+    """The loss survives as long as there is room for it alone."""
+    snapshot = Snapshot(ITERATIONS, 250, 1, 3, 100.0, {"learning_rate": 0.1, "loss": 1.0})
     assert render(40, snapshot, ASCII) == [
         "iteration   250/1000 ###-----------  25%",
         "train      loss 1  learning_rate 0.1",
     ]
     assert render(24, snapshot, ASCII) == ["iteration   250/1000", "train      loss 1  ..."]
-    assert render(9, snapshot, ASCII) == ["iteration", "train    "]
+    assert render(21, snapshot, ASCII) == ["iteration   250/1000", "train      loss 1"]
+    assert render(15, snapshot, ASCII) == ["iteration   250", "train loss 1"]
+    assert render(9, snapshot, ASCII) == ["iteration", "loss 1"]
+
+
+def test_the_loss_comes_first():
+    """Then the others by name, whatever order they come in."""
+    snapshot = Snapshot(ITERATIONS, 250, 1, 3, 0.0, {"norm": 2.0, "accuracy": 0.5, "loss": 1.0})
+    assert render(60, snapshot, ASCII)[-1] == "train      loss 1  accuracy 0.5  norm 2"
+    assert render_plain(snapshot).endswith("train: loss 1 accuracy 0.5 norm 2")
 
 
 counts = st.integers(0, 10**9)
@@ -183,14 +193,40 @@ def test_numbers_read_well():
 
 @pytest.mark.parametrize(("info", "shown"), [(ITERATIONS, "iteration   500/1000"), (EPOCHS, "epoch        2/5")])
 def test_a_resumed_run_starts_where_it_was(info, shown, clock):
-    """The first drawing stands at the resumed position, and the speed counts only what this process did."""
+    """A line and the first drawing give the resumed position; the speed counts only what this process did."""
     stream = Terminal()
     progress = Progress(stream)
     progress.on_start(info._replace(start_iteration=500, start_epoch=2, start_batch=12), None)
-    assert Screen(stream.getvalue()).lines[1].startswith(shown)
+    screen = Screen(stream.getvalue())
+    assert screen.lines[0] == "digits: going on from iteration 500 (epoch 2, batch 12)"
+    assert screen.lines[2].startswith(shown)
     train(progress, clock, 501, 600)
     assert "100 it/s" in "".join(Screen(stream.getvalue()).lines)
     progress.on_end(None, None)
+
+
+@pytest.mark.parametrize("info", [ITERATIONS._replace(total=65), EPOCHS])
+def test_a_finished_run_says_that_it_was(info, clock):
+    """No word of going on or ending where nothing is left to do; a run that early stopping ended cannot know before."""
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.on_start(info._replace(start_iteration=65, start_epoch=5), None)
+    progress.on_end(state(65, 5, 0), Reason.TOTAL)
+    assert stream.getvalue().splitlines()[1:] == ["digits was finished already at iteration 65: the total was reached"]
+    assert "65/65" in stream.getvalue() or "13/13" in stream.getvalue()
+    progress.on_start(info._replace(start_iteration=32, start_epoch=2), None)
+    progress.on_end(state(32, 2, 0), Reason.EARLY_STOP)
+    progress.on_start(info._replace(start_iteration=32, start_epoch=2), None)
+    progress.on_end(state(32, 2, 0), Reason.SIGNAL)
+    progress.on_start(info, None)
+    progress.on_end(state(0, 0, 0), None)
+    words = [line for line in stream.getvalue().splitlines()[2:] if line.startswith("digits")]
+    assert [line[:43] for line in words] == [
+        "digits: going on from iteration 32 (epoch 2",
+        "digits was finished already at iteration 32",
+        "digits: going on from iteration 32 (epoch 2",
+        "digits ended at iteration 32 after 0:00:00:",
+    ]
 
 
 def test_what_others_print_stays_readable(clock):

@@ -67,8 +67,9 @@ def die(sink: Any) -> None:
 def tear(folder: Path, size: int) -> None:
     """Some bytes of a row at the end of the newest file, as a power failure may leave."""
     logs = [path for path in folder.rglob("*") if path.is_file() and "superseded" not in path.parts]
-    with open(max(logs, key=lambda path: path.name), "ab") as file:
-        file.write(b'{"kind": "tr'[:size])
+    if logs:
+        with open(max(logs, key=lambda path: path.name), "ab") as file:
+            file.write(b'{"kind": "tr'[:size])
 
 
 def content(folder: Path) -> Any:
@@ -171,10 +172,11 @@ def test_a_mark_is_durable(sink_type, tmp_path, monkeypatch):
     synced: list[int] = []
     sink = sink_type()
     sink.open(info(tmp_path), None)
+    sink.write(row(0))
     monkeypatch.setattr(os, "fsync", synced.append)
     for expected in (1, 1, 2):
         if expected == 2:
-            sink.write(row(0))
+            sink.write(row(1))
         sink.flush()
         assert synced == [sink._file._file.fileno()] * expected
     sink.close()
@@ -291,9 +293,9 @@ def test_a_row_is_one_line_of_text(one):
 
 
 def test_text_lines_read_well():
-    """A line holds the time, the kind, the position and the rounded metrics."""
-    line = TextLog().encode(Row("train", 120, 240, 3, {"loss": 0.123456789, "lr": 3e-4, "norm": math.inf}, 1.7e9))
-    assert line[19:] == "  train       iteration 120      epoch 3     loss 0.123457  lr 0.0003  norm inf"
+    """A line holds the time, the kind, the position and the rounded metrics, the loss first."""
+    line = TextLog().encode(Row("train", 120, 240, 3, {"gain": 3e-4, "loss": 0.123456789, "norm": math.inf}, 1.7e9))
+    assert line[19:] == "  train       iteration 120      epoch 3     loss 0.123457  gain 0.0003  norm inf"
     assert datetime.fromisoformat(line[:19]) == datetime.fromtimestamp(1.7e9)
 
 
@@ -362,6 +364,48 @@ def test_a_fresh_start_sets_an_earlier_log_aside(sink_type, tmp_path, caplog):
     assert "log.2" in caplog.text
 
 
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("sink_type", SINKS)
+def test_runs_that_share_a_path_in_turns_keep_all_rows(sink_type, keep, tmp_path, caplog):
+    """A resume that finds another run's log at its path sets it aside, and begins a new one."""
+    path = tmp_path / "shared" / "log"
+    marks: list[Any] = [None, None]
+    for turn in range(6):
+        who, sink = turn % 2, sink_type(path)
+        caplog.clear()
+        sink.open(info(tmp_path, turn, tmp_path / "superseded" if keep else None), marks[who])
+        assert ("of another run" in caplog.text) == (sink_type is not TensorBoard and turn >= 2)
+        sink.write(row(turn))
+        marks[who] = sink.flush()
+        sink.close()
+    data = b"".join(found.read_bytes() for found in tmp_path.rglob("*") if found.is_file())
+    assert all(data.count(spelled(sink_type, turn)) == 1 for turn in range(6))
+
+
+@pytest.mark.parametrize("sink_type", SINKS)
+def test_a_start_without_rows_leaves_the_log_as_it_is(sink_type, tmp_path):
+    """Running a finished run again, however often, adds no file and changes no mark."""
+    sink = sink_type()
+    sink.open(info(tmp_path), None)
+    sink.write(row(0))
+    mark = sink.flush()
+    sink.close()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for _ in range(2):
+        sink = sink_type()
+        sink.open(info(tmp_path, 1), mark)
+        assert sink.flush() == mark
+        sink.close()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_of_open(tmp_path, monkeypatch):
+    """Also where the first file begins later."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser may write everywhere
+    with pytest.raises(PermissionError, match="cannot write here"):
+        TensorBoard(tmp_path).open(info(tmp_path), None)
+
+
 def test_the_default_places_are_in_the_log_folder(tmp_path):
     """Folders are created, and names of sinks keep two of a kind apart."""
     folder = tmp_path / "logs" / "deep"
@@ -402,8 +446,18 @@ def test_misuse_is_explained(sink_type, tmp_path):
     sink.close()
     with pytest.raises(ValueError, match="cannot name a log"):
         sink_type(name="../x")
-    wrong = [{"offset": -1}, {"offset": "0"}, {"files": {"../../x": 3}}, {"files": 3}, {"files": {}}, 7, [], {}]
-    for mark in wrong + ([{"offset": 0}] if sink_type is TensorBoard else [{"files": {}, "iteration": 0}]):
+    wrong = [
+        {"offset": -1, "first": 0},
+        {"offset": 0},
+        {"offset": "0", "first": 0},
+        {"files": {"../../x": 3}},
+        {"files": 3},
+        {"files": {}},
+        7,
+        [],
+        {},
+    ]
+    for mark in wrong + ([{"offset": 0, "first": 0}] if sink_type is TensorBoard else [{"files": {}, "iteration": 0}]):
         with pytest.raises(ValueError, match="was another kind of sink given this name"):
             sink.open(info(tmp_path), mark)
 
@@ -415,7 +469,7 @@ def test_sinks_of_one_run_must_differ(tmp_path):
         check_sinks([JsonLines(tmp_path / "a"), JsonLines(tmp_path / "b")])
     with pytest.raises(ValueError, match="as another sink does"):
         check_sinks([JsonLines(tmp_path / "a"), TextLog(tmp_path / "x" / ".." / "a")])
-    with pytest.raises(TypeError, match="it lacks an instance"):
+    with pytest.raises(TypeError, match=r"takes instances, got the class JsonLines: write JsonLines\(\)"):
         check_sinks([JsonLines])
     with pytest.raises(TypeError, match="it lacks open, write, flush, close"):
         check_sinks([print])

@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import torch
+
 from ..checks import number
-from ..text import call, stable
+from ..text import brief, call, stable
 
 Rate: TypeAlias = float | Callable[[int], float]
 """A learning rate: a number, or any function from the update count to a number."""
@@ -39,14 +41,29 @@ def checked_rate(lr: Any) -> Rate:
     """``lr`` as an optimiser's factory accepts it.
 
     Raises:
-        TypeError: it is neither a number nor callable.
+        TypeError: it is neither a number nor callable, or a scheduler of torch.
         ValueError: it is a number, but negative or not finite.
     """
+    refuse_scheduler(lr)
     if callable(lr):
         return lr
     if not isinstance(lr, int | float):
-        raise TypeError(f"lr must be a number or a schedule (a function of the update count), got {stable(lr)}")
+        raise TypeError(f"lr must be a number or a schedule (a function of the update count), got {brief(lr)}")
     return number("lr", lr, low=0.0)
+
+
+def refuse_scheduler(lr: Any) -> None:
+    """Refuse a scheduler of torch, class or instance: it acts on an optimiser and is no function.
+
+    Raises:
+        TypeError: it is one.
+    """
+    cls = lr if isinstance(lr, type) else type(lr)
+    if issubclass(cls, torch.optim.lr_scheduler.LRScheduler):
+        raise TypeError(
+            f"lr is torch's {cls.__name__}, which is no function of the update count: write "
+            f"hf.schedules.from_torch({cls.__name__}, ..., base_lr=..., steps=...)"
+        )
 
 
 def rate_at(lr: Rate, count: int) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..checks import number, whole
+from ..text import brief
 from .base import Schedule
 
 _MOMENTUM, _BETAS = 0.9, (0.9, 0.999)
@@ -37,6 +38,8 @@ def from_torch(scheduler: Callable[..., Any], /, *args: Any, base_lr: float, ste
             (``ReduceLROnPlateau``): its rate is no function of the update count.
         ValueError: it changes more than the rate (``cycle_momentum=True``).
     """
+    if not callable(scheduler):
+        raise TypeError(f"from_torch needs a scheduler class or a function that makes one, but got {brief(scheduler)}")
     optimizer = _Bystander(number("base_lr", base_lr, low=0.0))
     table = _tabulate(scheduler(optimizer, *args, **kwargs), optimizer, whole("steps", steps))
     arguments = {

@@ -1,0 +1,98 @@
+"""Which folders are the checkpoints of a run, in what order, and which of them is the newest valid one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import CheckpointError, ResumeRefused
+from ..types import Json
+from . import format
+from .files import FileSystem
+from .manifest import Manifest
+from .names import may_belong_to
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint folder and what it says of itself."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def iteration(self) -> int:
+        """Completed calls of ``step``."""
+        return self.manifest.iteration
+
+    @property
+    def micro_step(self) -> int:
+        """Consumed micro-batches."""
+        return self.manifest.micro_step
+
+    @property
+    def epoch(self) -> int:
+        """Completed epochs."""
+        return self.manifest.epoch
+
+    @property
+    def record(self) -> dict[str, Json]:
+        """What the caller of `Store.save` wanted to be kept."""
+        return self.manifest.record
+
+    def is_newer_than(self, other: Checkpoint) -> bool:
+        """Whether it was written later in the run; names and clocks decide nothing."""
+        return (self.iteration, self.micro_step) > (other.iteration, other.micro_step)
+
+
+class Damaged(NamedTuple):
+    """A folder that should be a checkpoint, and why it is not."""
+
+    path: Path
+    reason: str
+
+
+def scan(files: FileSystem, folder: Path, run: str) -> tuple[list[Checkpoint], list[Damaged]]:
+    """The checkpoints of a run with a sound manifest, newest first, and the folders that should have one.
+
+    Raises:
+        ResumeRefused: one was written for another version of helios_fn.
+    """
+    found: list[Checkpoint] = []
+    damaged: list[Damaged] = []
+    for name in files.listdir(folder):
+        if name.startswith("."):
+            continue
+        path = folder / name
+        try:
+            checkpoint = Checkpoint(path, format.read_manifest(path, files=files))
+        except CheckpointError as error:
+            if may_belong_to(run, name):  # without a manifest, the name is all there is to tell the run
+                if isinstance(error, ResumeRefused):
+                    raise
+                damaged.append(Damaged(path, str(error)))
+            continue
+        if checkpoint.manifest.run == run:
+            found.append(checkpoint)
+    # The name decides nothing but the order of two checkpoints of one moment.
+    found.sort(key=lambda entry: (entry.iteration, entry.micro_step, entry.path.name), reverse=True)
+    return found, damaged
+
+
+def first_valid(files: FileSystem, candidates: Iterable[Checkpoint]) -> tuple[Checkpoint | None, list[Damaged]]:
+    """The first of ``candidates`` that is valid to the last byte, and those before it.
+
+    Raises:
+        ResumeRefused: one before it is sound, but for other versions of helios_fn or torch.
+    """
+    damaged: list[Damaged] = []
+    for candidate in candidates:
+        try:
+            return Checkpoint(candidate.path, format.verify(candidate.path, files=files)), damaged
+        except ResumeRefused:
+            raise
+        except CheckpointError as error:
+            damaged.append(Damaged(candidate.path, str(error)))
+    return None, damaged
