@@ -11,7 +11,6 @@ import functools
 import multiprocessing
 import multiprocessing.util
 import os
-import pickle
 import signal
 import sys
 import weakref
@@ -138,7 +137,7 @@ def _lost(error: Exception) -> Exception:
 
 def _not_started(error: Exception) -> Exception:
     message = f"the workers could not be started ({brief(error)})"
-    if not isinstance(error, TypeError | AttributeError | pickle.PicklingError):
+    if isinstance(error, OSError | RuntimeError | ValueError):  # others come from sending
         return RuntimeError(message)
     return TypeError(
         f"{message}: unless they are forked, dataset, collate, transform and worker_init are sent to them and must "

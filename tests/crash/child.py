@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Tell(hf.Observer):
 
 def train(case: Case, root: str, workers: int, ambient: int, pipe: Connection) -> None:
     """Run or resume a case in ``root``; the last message is the outcome."""
+    os.setpgrp()  # so that workers that outlive this process can be found
     torch.set_num_threads(1)
     # As in a program that was started by hand: its workers are its own forks, and inherit what it has open.
     multiprocessing.set_start_method("fork", force=True)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from ..jobs import Case
 from ..strategies import cases
 from . import child
 
-# Children fork from a server that has imported torch once and never computed anything.
+# Children fork from a server that has imported once what takes seconds, and never computed anything.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.crash.child"])
+CONTEXT.set_forkserver_preload(["tests.crash.child", "torch._dynamo"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ def leg(case: Case, root: Path, workers: int, ambient: int, kill: Kill | None):
                 time.sleep(kill.delay)
                 process.kill()
                 wait_for_death(process.pid)
+                _orphans.append(process.pid)
                 return None
     except EOFError:
         pass
@@ -54,6 +56,15 @@ def leg(case: Case, root: Path, workers: int, ambient: int, kill: Kill | None):
     if kill is None:
         assert process.exitcode == 0, "the child failed: its traceback is above"
     return message
+
+
+_orphans: list[int] = []  # process groups of the killed, which may still have loader workers
+
+
+def end_orphans() -> None:
+    while _orphans:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(_orphans.pop(), signal.SIGKILL)
 
 
 def wait_for_death(pid: int) -> None:
@@ -66,9 +77,12 @@ def wait_for_death(pid: int) -> None:
 
 
 def outcome(case: Case, root: Path, kills: list[Kill], last_workers: int = 0):
-    for number, kill in enumerate(kills):
-        leg(case, root, kill.workers, ambient=number + 1, kill=kill)
-    return leg(case, root, last_workers, ambient=99, kill=None)
+    try:
+        for number, kill in enumerate(kills):
+            leg(case, root, kill.workers, ambient=number + 1, kill=kill)
+        return leg(case, root, last_workers, ambient=99, kill=None)
+    finally:
+        end_orphans()
 
 
 kills = st.builds(Kill, st.integers(1, 6), st.sampled_from([0.0, 0.001, 0.003, 0.01]), st.sampled_from([0, 0, 2]))

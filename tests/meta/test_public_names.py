@@ -13,8 +13,8 @@ NAMES = {
     "guard_finite", "init_state", "iterate", "make_step", "micro_keys", "microsteps", "run", "step_key", "test",
     "value_and_grad",
 }  # fmt: skip
-TESTING = {"Crash", "Job", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume", "check_step",
-           "check_workers", "run_with"}  # fmt: skip
+TESTING = {"Crash", "Job", "JobFailed", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume",
+           "check_resume_processes", "check_step", "check_workers", "run_with"}  # fmt: skip
 
 
 def public(module) -> set[str]:

@@ -259,7 +259,6 @@ def test_a_faulty_order_is_not_taken_for_a_lost_worker():
     loader.close()
 
 
-@pytest.mark.filterwarnings("ignore:Got pickle error")  # of torch, which says the same in other words
 def test_what_cannot_be_sent_to_spawned_workers_is_a_clear_error():
     """With the two remedies."""
     loader = Loader(Noisy(), 4, workers=1, transform=lambda sample, rng: sample, multiprocessing_context="spawn")
