@@ -55,6 +55,7 @@ class Loop:
         self.folder, self.outlets, self.signal = around.folder, around.outlets, around.signal
         self.validate, self.should_stop = around.validate, around.should_stop
         self.batch: Any = None
+        self.ended = False
         self.doing: Doing = ("the start before", 1)
         self._phased = isinstance(self.source, Phases)
         self._passed_over: set[int] = set()

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from typing import Any
 
-import torch
-
 from .. import schedule
-from ..checkpoint import check_saveable
 from ..config import RunConfig
 from ..data import Phases, as_source
 from ..sinks import Progress
 from ..state import TrainState
-from ..types import Json, Observer, Reason, Result, RunInfo, Sink, Source, Step
+from ..types import Json, Observer, Reason, Result, RunInfo, Sink, Step
+from .border import PassThrough, check_combination, check_step, checked_state, checked_types, process
 from .evaluate import Validator
 from .failure import run_failed, save_after
 from .folder import RunFolder, Start
-from .guard import OUTPUT_ONLY, PurityGuard
+from .guard import PurityGuard
 from .loop import Loop, ShouldStop, Surroundings, Validate
 from .outlets import Outlets
 from .record import environment, geometry
 from .signals import StopSignal
 
 _LOGGER = logging.getLogger("helios_fn")
-PassThrough = tuple[type[BaseException], ...]
 
 
 def run(
@@ -108,11 +103,11 @@ def iterate(
     end. After a rollback, iterations come again. The generator's return value is the `Result`. Arguments
     and errors are those of `run`.
     """
-    _check_step(step)
+    check_step(step)
     source = as_source(loader)
-    share = schedule.share_of(cfg, *_process())
-    _check_combination(cfg, source, validate, should_stop)
-    fresh = _checked_state(init_state() if callable(init_state) else init_state, cfg)
+    share = schedule.share_of(cfg, *process())
+    check_combination(cfg, source, validate, should_stop)
+    fresh = checked_state(init_state() if callable(init_state) else init_state, cfg)
     facts: dict[str, Json] = {
         "geometry": geometry(cfg, share, source.describe(), fresh),
         "environment": environment(cfg),
@@ -129,7 +124,7 @@ def iterate(
         validate=validate,
         should_stop=should_stop,
     )
-    return _drive(around, [fresh], _checked_types(pass_through))
+    return _drive(around, [fresh], checked_types(pass_through))
 
 
 def _drive(
@@ -172,6 +167,7 @@ def _lead(loop: Loop, info: RunInfo) -> Generator[TrainState, None, Result]:
     loop.doing = ("the end after", 0)
     if reason is not Reason.NON_FINITE:
         _save_last(loop)
+    loop.ended = True
     loop.outlets.emit("on_end", loop.state, reason)
     loop.outlets.close()
     return Result(loop.state, reason, loop.message)
@@ -184,7 +180,12 @@ def _save_last(loop: Loop) -> None:
 
 def _tell_of_failure(loop: Loop) -> None:
     """Let observers and sinks end; what they raise must not hide the failure itself."""
-    for ending in (lambda: loop.outlets.emit("on_end", loop.complete, None), loop.outlets.close):
+
+    def end_observers() -> None:
+        if not loop.ended:
+            loop.outlets.emit("on_end", loop.complete, None)
+
+    for ending in (end_observers, loop.outlets.close):
         try:
             ending()
         except Exception as error:
@@ -212,81 +213,3 @@ def _info(around: Surroundings, start: Start) -> RunInfo:
         log_dir=start.log_dir,
         superseded=start.superseded,
     )
-
-
-def _process() -> tuple[int, int]:
-    """This process's rank and the number of processes, which for now must be one."""
-    world = torch.distributed.get_world_size() if _distributed() else int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        raise NotImplementedError(
-            f"this process is one of {world}, but training over several processes is not in this version: start one"
-        )
-    return 0, 1
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _check_step(step: Any) -> None:
-    if isinstance(step, TrainState) or not callable(step):
-        raise TypeError(
-            f"step must be a function step(state, batch) -> state, got {type(step).__name__}: "
-            "the order is run(step, init_state, loader, cfg)"
-        )
-
-
-def _check_combination(
-    cfg: RunConfig, source: Source | Phases, validate: Validate | None, should_stop: ShouldStop | None
-) -> None:
-    if cfg.device is not None:
-        try:
-            torch.empty(0, device=cfg.device)
-        except (RuntimeError, AssertionError, TypeError) as error:
-            raise ValueError(f"device={cfg.device!r} cannot be used: {error}") from error
-    if cfg.total == math.inf and should_stop is None and cfg.early_stop is None:
-        raise ValueError("total=math.inf would train for ever: set early_stop, pass should_stop, or give a total")
-    if cfg.validate_every is not None and validate is None:
-        raise ValueError("validate_every is set but there is nothing to call: pass validate, such as hf.Validator")
-    if validate is not None and cfg.validate_every is None:
-        raise ValueError("validate is given but would never be called: set validate_every")
-    if isinstance(validate, Validator) and validate.source is source:
-        raise ValueError(
-            "validate reads the training loader, and a loader has one reader at a time: give it loader.replace()"
-        )
-    sources = [source.source(phase) for phase in range(len(source))] if isinstance(source, Phases) else [source]
-    if any(each.batches_per_epoch is None for each in sources):
-        _check_stream(cfg)
-
-
-def _checked_types(pass_through: Iterable[type[BaseException]]) -> PassThrough:
-    types = tuple(pass_through)
-    for each in types:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise TypeError(f"pass_through lists exception types, got {each!r}")
-    return types
-
-
-def _check_stream(cfg: RunConfig) -> None:
-    if cfg.unit == "epoch":
-        raise ValueError("a stream has no epochs to count: use unit='iteration'")
-    for field in ("log_every", "validate_every", "checkpoint_every"):
-        cadence = cfg.cadence(field)
-        if cadence is not None and cadence.unit == "epoch":
-            raise ValueError(f"{field} counts epochs, but a stream has none: count iterations")
-
-
-def _checked_state(state: Any, cfg: RunConfig) -> TrainState:
-    if type(state) is not TrainState:
-        raise TypeError(
-            f"init_state must be a TrainState or a function that returns one, got {type(state).__name__}: "
-            "build it with hf.init_state(params, optimizer, ...)"
-        )
-    check_saveable(state, free=OUTPUT_ONLY)
-    if int(state.first_bad) >= 0:
-        raise ValueError(
-            f"init_state went bad in iteration {int(state.first_bad) + 1}: its first_bad must be -1 to start from"
-        )
-    if cfg.early_stop is not None and math.isinf(state.validation.best):
-        state = state.replace(validation=state.validation._replace(best=cfg.early_stop.worst))
-    return state

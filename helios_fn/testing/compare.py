@@ -64,9 +64,10 @@ def _in_course(left: Trace, right: Trace) -> _Finding | None:
     found = [
         (at, 0, finding) for at, finding in (_other_batch(left, right), _repeated(left), _repeated(right)) if finding
     ]
-    at, finding = _other_row(left, right)
-    if finding:
-        found.append((at, 1, finding))
+    for order, find in enumerate((_other_metrics, _other_row), start=1):
+        at, finding = find(left, right)
+        if finding:
+            found.append((at, order, finding))
     return min(found)[2] if found else None
 
 
@@ -83,6 +84,15 @@ def _other_batch(left: Trace, right: Trace) -> tuple[int, _Finding | None]:
         if left.batches[iteration] != right.batches[iteration]:
             lines = _listed(differing(left.batches[iteration], right.batches[iteration]))
             return iteration + 1, _Finding(f"the batches differ from iteration {iteration + 1} on:\n{lines}", _DATA)
+    return 0, None
+
+
+def _other_metrics(left: Trace, right: Trace) -> tuple[int, _Finding | None]:
+    for iteration in sorted(left.metrics.keys() & right.metrics.keys()):
+        lines = differing(left.metrics[iteration], right.metrics[iteration])
+        if lines:
+            text = f"the step gives other metrics from iteration {iteration + 1} on:\n{_listed(lines)}"
+            return iteration + 1, _Finding(text, _STEP)
     return 0, None
 
 

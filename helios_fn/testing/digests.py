@@ -14,6 +14,7 @@ from .. import tree
 Digests: TypeAlias = Mapping[str, str]
 """For each path of a tree the kind of its leaf and a hash of its bits, in one text."""
 
+_BITS = " #"
 _PLAIN = (bool, int, float, complex, str, bytes)
 
 
@@ -23,7 +24,7 @@ def leaf_digests(values: Any) -> dict[str, str]:
     Of an object that is neither tensor, array nor Python scalar only the type counts: its ``repr``
     may hold an address, and nobody knows which of its attributes matter.
     """
-    return {path: f"{_kind(leaf)} {_hash(leaf)}".rstrip() for path, leaf in tree.items(values)}
+    return {path: f"{_kind(leaf)}{_BITS}{_hash(leaf)}" for path, leaf in tree.items(values)}
 
 
 def differing(left: Digests, right: Digests) -> list[str]:
@@ -37,18 +38,20 @@ def differing(left: Digests, right: Digests) -> list[str]:
 
 
 def _in_words(path: str, left: str, right: str) -> str:
-    (kind, *bits), (other, *_) = left.rsplit(" ", 1), right.rsplit(" ", 1)
-    return f"{path or '(the leaf itself)'}: " + (
-        f"{kind}, other values" if bits and kind == other else f"{left} != {right}"
-    )
+    kind, other = (side.rpartition(_BITS)[0] or side for side in (left, right))
+    return f"{path or '(the leaf itself)'}: " + (f"{kind}, other values" if kind == other else f"{kind} != {other}")
 
 
 def _kind(leaf: Any) -> str:
     if isinstance(leaf, torch.Tensor):
-        return tree.describe(leaf)
+        return tree.describe(leaf) + (f" {leaf.item()}" if _is_single(leaf) else "")
     if isinstance(leaf, np.ndarray):
         return f"numpy.{leaf.dtype}{list(leaf.shape)}"
-    return type(leaf).__name__
+    return tree.describe(leaf) if isinstance(leaf, _PLAIN) else type(leaf).__name__
+
+
+def _is_single(leaf: torch.Tensor) -> bool:
+    return leaf.dim() == 0 and leaf.layout is torch.strided and leaf.device.type != "meta"
 
 
 def _hash(leaf: Any) -> str:

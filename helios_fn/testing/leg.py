@@ -36,6 +36,10 @@ class Journal:
         """A batch that the step received."""
         self.note({"iteration": iteration, "batch": digests})
 
+    def note_metrics(self, iteration: int, digests: Digests, /) -> None:
+        """What the step gave."""
+        self.note({"iteration": iteration, "metrics": digests})
+
     def note(self, line: Mapping[str, Any]) -> None:
         """Any line."""
         self._file.write(json.dumps(line) + "\n")

@@ -99,6 +99,8 @@ def _take_in(place: Path, trace: Trace, code: int, before: list[Stop]) -> None:
             trace.note_start(line["start"])
         elif "batch" in line:
             trace.note_batch(line["iteration"], line["batch"])
+        elif "metrics" in line:
+            trace.note_metrics(line["iteration"], line["metrics"])
         elif "reason" in line:
             trace.reason, trace.final = Reason[line["reason"]], line["final"]
         elif "failed" in line:

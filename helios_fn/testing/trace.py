@@ -31,6 +31,9 @@ class Notes(Protocol):
     def note_batch(self, iteration: int, digests: Digests, /) -> None:
         """The step received this batch."""
 
+    def note_metrics(self, iteration: int, digests: Digests, /) -> None:
+        """The step gave these metrics."""
+
 
 @dataclasses.dataclass
 class Trace:
@@ -39,6 +42,7 @@ class Trace:
     Attributes:
         batches: for each iteration, numbered from 0, the digests of the batch that the step received first.
         conflicts: where an iteration was repeated with another batch, the digests of that one.
+        metrics: for each iteration, what the step gave last; tells where two runs part, however rarely they log.
         starts: the digests of the initial state that each leg was given.
         rows: the log, without wall-clock times.
         state: the final state; ``None`` while the run is not finished, and when it ran in other processes.
@@ -48,6 +52,7 @@ class Trace:
 
     batches: dict[int, Digests] = dataclasses.field(default_factory=dict)
     conflicts: dict[int, Digests] = dataclasses.field(default_factory=dict)
+    metrics: dict[int, Digests] = dataclasses.field(default_factory=dict)
     starts: list[Digests] = dataclasses.field(default_factory=list)
     rows: list[Row] = dataclasses.field(default_factory=list)
     state: Any = None
@@ -62,6 +67,10 @@ class Trace:
         """See `Notes`."""
         if self.batches.setdefault(iteration, digests) != digests:
             self.conflicts.setdefault(iteration, digests)
+
+    def note_metrics(self, iteration: int, digests: Digests, /) -> None:
+        """See `Notes`."""
+        self.metrics[iteration] = digests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +166,10 @@ def logged_rows(root: Path) -> list[Row]:
 
 def _noting(step: Callable[[Any, Any], Any], notes: Notes) -> Callable[[Any, Any], Any]:
     def noted(state: Any, batch: Any) -> Any:
-        notes.note_batch(state.counters.iteration, leaf_digests(batch))
-        return step(state, batch)
+        iteration = state.counters.iteration
+        notes.note_batch(iteration, leaf_digests(batch))
+        new = step(state, batch)
+        notes.note_metrics(iteration, leaf_digests(getattr(new, "metrics", {})))
+        return new
 
     return noted
