@@ -1,4 +1,4 @@
-"""Profiles by HELIOS_FN_PROFILE (dev, ci, nightly), and threads pinned: bits depend on their number."""
+"""Profiles by HELIOS_FN_PROFILE (dev, ci, nightly, mutants), and threads pinned: bits depend on their number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.functio
 _QUICK = [Phase.explicit, Phase.generate, Phase.shrink]
 settings.register_profile("dev", deadline=None, suppress_health_check=_CHECKS, phases=_QUICK, print_blob=True)
 settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True, database=None)
-settings.register_profile("nightly", parent=settings.get_profile("dev"), max_examples=2000)
+settings.register_profile("nightly", parent=settings.get_profile("dev"))
+# A planted fault only has to be found, not to be shown in its simplest form.
+settings.register_profile("mutants", parent=settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HELIOS_FN_PROFILE", "ci"))
 
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 
 from hypothesis import strategies as st
 
 from helios_fn.testing.strategies import cadences
 
 from .jobs import Case
+
+# How many times as many examples: the nightly run looks further, see `make soak`.
+SCALE = {"nightly": 20}.get(os.environ.get("HELIOS_FN_PROFILE", "ci"), 1)
+
+
+def examples(number: int) -> int:
+    """How many examples a law gets, from the number that the ordinary suite can afford."""
+    return number * SCALE
 
 
 @st.composite

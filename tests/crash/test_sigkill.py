@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import helios_fn as hf
 
 from ..jobs import Case
-from ..strategies import cases
+from ..strategies import cases, examples
 from . import child
 
 # Children fork from a server that has imported once what takes seconds, and never computed anything.
@@ -88,7 +88,7 @@ def outcome(case: Case, root: Path, kills: list[Kill], last_workers: int = 0):
 kills = st.builds(Kill, st.integers(1, 6), st.sampled_from([0.0, 0.001, 0.003, 0.01]), st.sampled_from([0, 0, 2]))
 
 
-@settings(max_examples=16)
+@settings(max_examples=examples(16))
 @given(
     case=cases(max_iterations=6), kills=st.lists(kills, min_size=1, max_size=3), last_workers=st.sampled_from([0, 2])
 )

@@ -10,6 +10,7 @@ import helios_fn as hf
 from helios_fn import tree
 
 from ..jobs import Case, build
+from ..strategies import examples
 
 
 def train(**changes) -> hf.TrainState:
@@ -17,7 +18,7 @@ def train(**changes) -> hf.TrainState:
     return hf.run(job.step, job.state, job.loader(), job.cfg).state
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(
     samples=st.integers(4, 13),
     small=st.integers(1, 4),
@@ -34,7 +35,7 @@ def test_weighted_micro_batches_equal_their_union(samples, small, steps, reducti
         torch.testing.assert_close(leaf, dict(tree.items(union.params))[path], rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(
     batches=st.integers(1, 4),
     m=st.integers(2, 4),

@@ -17,7 +17,7 @@ from helios_fn.testing.strategies import run_configs
 from helios_fn.types import Counters, Cursor, Share
 
 from ..jobs import Case, build
-from ..strategies import cases
+from ..strategies import cases, examples
 
 
 def batches_in_order(per_epoch: int, unit: str, size: int, iterations: int):
@@ -95,7 +95,7 @@ def test_due_counts_the_multiples_passed(cfg: RunConfig, last: int):
     assert fired == [i for i in range(1, last + 1) if count(i) % every.n == 0 and count(i) != count(i - 1)]
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(cases(sources=("loader", "dataloader")))
 def test_a_run_counts_as_the_plain_model_does(case: Case):
     """After a run, cursor and counters are those of the model, unless validation ended it earlier."""
@@ -110,7 +110,7 @@ def test_a_run_counts_as_the_plain_model_does(case: Case):
     assert done == case.total or state.validation.bad_cycles >= case.early_stop
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(case=cases())
 def test_a_finished_run_is_a_fixed_point(case: Case, tmp_path_factory):
     """Running a finished run again trains nothing, logs nothing, and returns the same state."""

@@ -12,10 +12,10 @@ from helios_fn.testing import run_with
 from helios_fn.testing.strategies import cadences
 
 from ..jobs import Case, build
-from ..strategies import cases
+from ..strategies import cases, examples
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(cases(), st.data())
 def test_logging_and_saving_more_often_changes_no_bit(case: Case, data):
     """Another log or checkpoint cadence gives the same batches and the same final state."""
@@ -28,7 +28,7 @@ def test_logging_and_saving_more_often_changes_no_bit(case: Case, data):
     assert hf.tree.equal(one.state, other.state)
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(cases(), st.data())
 def test_validating_more_often_changes_only_what_validation_found(case: Case, data):
     """Validation draws random numbers of its own; outside ``state.validation`` nothing notices."""
@@ -41,7 +41,7 @@ def test_validating_more_often_changes_only_what_validation_found(case: Case, da
     assert [row for row in other.rows if row.kind == "train"] == one.rows
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(cases())
 def test_a_run_without_a_root_gives_the_same_state(case: Case):
     """Checkpoints are an observation too: a run that keeps everything in memory ends in the same bits."""

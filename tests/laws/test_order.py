@@ -11,6 +11,8 @@ from torch.utils.data import TensorDataset
 
 import helios_fn as hf
 
+from ..strategies import examples
+
 
 def seen_by_the_step(samples: int, batch_size: int, epochs: int, seed: int, **loader) -> list[list[int]]:
     """The sample numbers in the order in which a step received them, epoch by epoch."""
@@ -26,7 +28,7 @@ def seen_by_the_step(samples: int, batch_size: int, epochs: int, seed: int, **lo
     return epochs_seen
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     samples=st.integers(1, 40),
     batch_size=st.integers(1, 9),
@@ -40,7 +42,7 @@ def test_each_epoch_visits_each_sample_once(samples, batch_size, epochs, seed, s
         assert Counter(epoch) == Counter(range(samples))
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(samples=st.integers(20, 40), batch_size=st.integers(1, 9), seed=st.integers(0, 2**32))
 def test_epochs_and_seeds_have_orders_of_their_own(samples, batch_size, seed):
     """The order changes with the epoch and with the seed; seed s, epoch 1 is not seed s + 1, epoch 0."""
@@ -51,7 +53,7 @@ def test_epochs_and_seeds_have_orders_of_their_own(samples, batch_size, seed):
     assert second != other
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(samples=st.integers(1, 40), batch_size=st.integers(1, 9), epochs=st.integers(1, 2))
 def test_the_batch_size_does_not_change_the_order(samples, batch_size, epochs):
     """Batches are windows of one order, so cutting it otherwise gives the same sequence."""

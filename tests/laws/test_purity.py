@@ -10,17 +10,17 @@ from helios_fn.testing import check_step
 from helios_fn.testing.__main__ import check_first_step
 
 from ..jobs import Case, build
-from ..strategies import cases
+from ..strategies import cases, examples
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(cases())
 def test_a_step_is_a_pure_function_of_state_and_batch(case: Case):
     """Whatever the case, two calls agree bit for bit and nothing is written to."""
     check_first_step(build(case))
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(cases(sources=("loader",)))
 def test_a_whole_run_never_writes_to_the_state_it_was_given(case: Case):
     """``init_state`` is untouched by a run, so it can start another one."""

@@ -19,7 +19,7 @@ from helios_fn.testing.strategies import interruptions
 from helios_fn.testing.trace import logged_rows, run_leg
 
 from ..jobs import Case, build
-from ..strategies import cases
+from ..strategies import cases, examples
 from .traps import PLACES, Sprung, Trap
 
 EVERYTHING = Case(
@@ -38,7 +38,7 @@ EVERYTHING = Case(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(cases(), st.data())
 def test_stopped_anywhere_equals_never_stopped(case: Case, data: st.DataObject):
     """Final state, batches, log rows and reason are the same, however often and wherever a run was stopped."""
@@ -92,15 +92,16 @@ def check_kept(error: hf.RunFailed, trap: Trap) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@settings(max_examples=8)
+@settings(max_examples=examples(8))
 @given(data=st.data())
 def test_an_error_anywhere_in_the_users_code_is_an_interruption(place: str, data: st.DataObject):
     """Wherever an iteration fails, its rows, validation and batches are those of a run that did not fail.
 
     Running again completes it exactly once: the step may have been computed, but not all that is due after it.
     """
-    sources = ("loader", "dataloader", "stream") if place == "loader" else ("loader", "dataloader", "stream", "phases")
-    case = data.draw(cases(sources=sources, max_iterations=6))
+    sources = {"loader": ("loader", "dataloader", "stream"), "advance": ("phases",)}
+    every = ("loader", "dataloader", "stream", "phases")
+    case = data.draw(cases(sources=sources.get(place, every), max_iterations=6))
     if "valid" in place:
         case = dataclasses.replace(case, validate_every=case.validate_every or hf.Every(2, "iteration"))
         case = dataclasses.replace(case, own_validation=case.own_validation and place != "on_validation_batch")
@@ -120,7 +121,7 @@ def own_rows(root: Path) -> list:
     return [row._replace(time=0.0) for path in sorted(root.glob("logs/*/passing.jsonl")) for row in read_rows(path)]
 
 
-@settings(max_examples=6)
+@settings(max_examples=examples(6))
 @given(cases(max_iterations=5, sources=("loader", "dataloader")), st.data())
 @example(dataclasses.replace(EVERYTHING, augment="random"), None)
 @example(dataclasses.replace(EVERYTHING, augment="numpy", source="dataloader"), None)

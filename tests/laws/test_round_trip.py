@@ -11,7 +11,7 @@ from helios_fn.checkpoint import Store
 from helios_fn.testing import run_with
 
 from ..jobs import Case, build
-from ..strategies import cases
+from ..strategies import cases, examples
 
 FREE = ("metrics", "validation.metrics", "cursor.position")
 
@@ -25,7 +25,7 @@ def sharing(state) -> list[list[int]]:
     return sorted(groups.values())
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(case=cases())
 def test_any_state_that_training_reaches_survives_a_save(tmp_path_factory, case: Case):
     """The final state of a generated job, saved and loaded into a fresh job's structure, is the same."""

@@ -11,6 +11,7 @@ PLACES = (
     "step",
     "loader",
     "validate",
+    "advance",
     "should_stop",
     "metadata",
     "sink.write before",
@@ -71,7 +72,10 @@ class Trap(hf.Observer):
 
     def loader(self, loader):
         source = hf.data.as_source(loader)
-        return source if isinstance(source, hf.Phases) else PassingSource(source, self)
+        if isinstance(source, hf.Phases):
+            source.should_advance = self.before("advance", source.should_advance)
+            return source
+        return PassingSource(source, self)
 
     def on_iteration(self, state) -> None:
         self.stepped = state.counters.iteration

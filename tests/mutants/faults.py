@@ -181,6 +181,12 @@ FAULTS = [
         ("tests/unit/test_driver_robustness.py",),
     ),
     Fault(
+        "rows_written_before_the_iteration_is_complete",
+        "helios_fn/driver/outlets.py",
+        "        self._pending.append(row)\n",
+        "        for sink in self._sinks:\n            sink.write(row)\n",
+    ),
+    Fault(
         "last_state_not_saved", "helios_fn/driver/run.py",
         "    if loop.saved_at != loop.complete.counters.iteration and int(loop.complete.first_bad) < 0:\n        loop.save()\n",
         "    return\n",

@@ -51,7 +51,12 @@ def attempt(fault: Fault) -> Verdict:
         shutil.copytree(ROOT, copy, ignore=ignored)
         plant(fault, copy)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *fault.tests]
-        environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(copy),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HELIOS_FN_PROFILE": "mutants",
+        }
         begin = time.monotonic()
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
         seconds = time.monotonic() - begin
