@@ -116,7 +116,11 @@ def advance(counters: Counters, count: int) -> Counters:
 
 
 def next_phase(cursor: Cursor) -> Cursor:
-    """The start of the next phase. An epoch that is cut short counts as one."""
+    """The start of the next phase. An epoch that is cut short counts as one.
+
+    It does so for checkpoints and totals that count epochs. Logging and validation by epochs come before the
+    phase changes, so they see complete epochs only.
+    """
     return Cursor(cursor.phase + 1, cursor.epoch + (cursor.batch > 0), 0)
 
 
