@@ -38,7 +38,7 @@ EVERYTHING = Case(
 )
 
 
-@settings(max_examples=examples(80))
+@settings(max_examples=examples(60))
 @given(cases(), st.data())
 def test_stopped_anywhere_equals_never_stopped(case: Case, data: st.DataObject):
     """Final state, batches, log rows and reason are the same, however often and wherever a run was stopped."""

@@ -36,15 +36,17 @@ def test_the_newcomers_script_is_at_most_twenty_lines_and_resumes(tmp_path):
 )
 def test_an_example_that_is_stopped_goes_on_to_the_same_digest(tmp_path, name, arguments):
     """SIGTERM as soon as something has been logged; the same line again ends as if nothing had happened."""
-    command = [sys.executable, str(EXAMPLES / name), *arguments, "--root", "stopped"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not any(
-            log.stat().st_size for log in tmp_path.glob("stopped/logs/*/metrics.jsonl")
-        ):
-            time.sleep(0.01)
-        process.terminate()
-    stopped = run(tmp_path, name, *arguments, "--root", "stopped")
-    assert stopped.splitlines()[-1] == run(tmp_path, name, *arguments, "--root", "alone").splitlines()[-1]
+    command = [sys.executable, str(EXAMPLES / name), *arguments, "--root"]
+    quiet = {"cwd": tmp_path, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([*command, "alone"], stdout=subprocess.PIPE, **quiet) as alone:
+        with subprocess.Popen([*command, "stopped"], stdout=subprocess.DEVNULL, **quiet) as stopped:
+            while stopped.poll() is None and not any(
+                log.stat().st_size for log in tmp_path.glob("stopped/logs/*/metrics.jsonl")
+            ):
+                time.sleep(0.01)
+            stopped.terminate()
+        digest = run(tmp_path, name, *arguments, "--root", "stopped").splitlines()[-1]
+        assert alone.stdout.read().splitlines()[-1] == digest
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
