@@ -12,6 +12,8 @@ from . import random, tree
 from .types import Counters, Cursor, Key, MicroBatches, Tree, Validation
 
 DEFAULT_SEED = 6691
+OUTPUT_ONLY = ("metrics", "validation.metrics", "cursor.position")
+"""Paths of a `TrainState` whose structure is not known before training; they come from a checkpoint alone."""
 
 
 @tree.register

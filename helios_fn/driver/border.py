@@ -12,10 +12,9 @@ import torch
 from ..checkpoint import check_saveable
 from ..config import RunConfig
 from ..data import Phases
-from ..state import TrainState
+from ..state import OUTPUT_ONLY, TrainState
 from ..types import Source
 from .evaluate import Validator
-from .guard import OUTPUT_ONLY
 
 PassThrough = tuple[type[BaseException], ...]
 

@@ -13,9 +13,8 @@ from ..checkpoint import Checkpoint, Store
 from ..config import RunConfig
 from ..errors import CheckpointError
 from ..sinks import log_name
-from ..state import TrainState
+from ..state import OUTPUT_ONLY, TrainState
 from ..types import Json
-from .guard import OUTPUT_ONLY
 from .record import check_resumable
 from .rows import fetch
 
@@ -106,7 +105,6 @@ class RunFolder:
         """Write the state as a checkpoint and return its path; ``None`` without a root."""
         if self._store is None:
             return None
-        named = metadata and self._metadata is not None and state.counters.iteration > 0
         record: dict[str, Json] = {
             **self._facts,
             "config": self._cfg.describe(),
@@ -120,9 +118,14 @@ class RunFolder:
             iteration=state.counters.iteration,
             micro_step=state.counters.micro_step,
             record=record,
-            metadata=self._metadata(state) if named and self._metadata is not None else "",
+            metadata=self._label(state) if metadata else "",
             free=OUTPUT_ONLY,
         )
+
+    def _label(self, state: TrainState) -> str:
+        if self._metadata is None or state.counters.iteration == 0:
+            return ""
+        return self._metadata(state)
 
     def _choose(self) -> Checkpoint | None:
         resume = self._cfg.resume

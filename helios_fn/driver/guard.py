@@ -14,12 +14,10 @@ import torch
 from .. import random, tree
 from ..checkpoint import check_saveable
 from ..errors import PurityError
-from ..state import TrainState
+from ..state import OUTPUT_ONLY, TrainState
 from ..types import Step
 
 _LEAVES_PER_STEP = 2
-OUTPUT_ONLY = ("metrics", "validation.metrics", "cursor.position")
-"""Parts of the state whose structure is not known before training; they come from the checkpoint alone."""
 
 
 class PurityGuard:
