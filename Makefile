@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+# The benchmarks' peers bring much that nobody needs for the tests: they have an environment of their own.
+PEERS := build/bench
+PEERS_READY := $(PEERS)/ready
 
-.PHONY: help demo test laws lint types check soak mutants seek clean
+.PHONY: help demo test laws lint types check soak mutants bench seek clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,6 +16,12 @@ $(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
+	touch $@
+
+$(PEERS_READY): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt torch
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[bench]'
 	touch $@
 
 demo: $(READY) ## train a classifier three ways, killed twice on the way, and compare the bits
@@ -28,13 +37,16 @@ laws: $(READY) ## only the laws
 	$(BIN)/python -m pytest tests/laws
 
 soak: $(READY) ## the laws with many more examples
-	HELIOS_FN_PROFILE=nightly $(BIN)/python -m pytest tests/laws tests/crash
+	HELIOS_FN_PROFILE=nightly $(BIN)/python -m pytest -m "soak or not soak" tests/laws tests/crash tests/unit
 
 mutants: $(READY) ## plant faults one at a time and show that the suite catches every one
 	$(BIN)/python tests/mutants/run.py
 
-seek: $(READY) ## time to the first batch in the middle of ten million samples, against torchdata
-	$(BIN)/python bench/seek.py
+bench: $(PEERS_READY) ## measure against loops by hand and other frameworks; writes bench/RESULTS.md (under 20 minutes)
+	$(PEERS)/bin/python -m bench.all
+
+seek: $(PEERS_READY) ## time to the first batch in the middle of ten million samples, against torchdata
+	$(PEERS)/bin/python -m bench.seek
 
 clean: ## remove the environment and what the examples wrote
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

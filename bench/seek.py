@@ -122,7 +122,7 @@ def save_peer_state(samples: int, workers: int, path: str) -> None:
 
 
 def in_fresh_process(job: str, *arguments: object) -> str:
-    command = [sys.executable, __file__, "--job", job, json.dumps(arguments)]
+    command = [sys.executable, "-m", "bench.seek", "--job", job, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{job} {arguments} failed:\n{done.stderr}")

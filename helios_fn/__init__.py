@@ -12,6 +12,9 @@ from . import random as random
 from . import sinks as sinks
 from . import tree as tree
 
+# Compilation.
+from .compiled import compile as compile
+
 # Configuration: what a run does, and when.
 from .config import EarlyStop as EarlyStop
 from .config import Every as Every
@@ -28,13 +31,23 @@ from .driver import iterate as iterate
 from .driver import run as run
 from .driver import test as test
 
+# Many runs as one.
+from .ensemble import all_stopped as all_stopped
+from .ensemble import ensemble as ensemble
+from .ensemble import evaluate_members as evaluate_members
+from .ensemble import member as member
+from .ensemble import stack as stack
+from .ensemble import unstack as unstack
+
 # Errors that somebody may want to catch.
 from .errors import CheckpointError as CheckpointError
 from .errors import NonFiniteError as NonFiniteError
+from .errors import NotTraceable as NotTraceable
 from .errors import PurityError as PurityError
 from .errors import ResumeRefused as ResumeRefused
 from .errors import RootLocked as RootLocked
 from .errors import RunFailed as RunFailed
+from .errors import StateDonated as StateDonated
 
 # Hand-written steps: gradients, their mean over micro-batches, keys, non-finite values.
 from .finite import guard_finite as guard_finite
@@ -42,6 +55,7 @@ from .nn import ema as ema
 from .nn import functional as functional
 from .nn import grad as grad
 from .nn import microsteps as microsteps
+from .nn import sam as sam
 from .nn import value_and_grad as value_and_grad
 
 # Learning rates as functions of the update count.
@@ -66,5 +80,8 @@ from .types import Row as Row
 from .types import RunInfo as RunInfo
 from .types import Sink as Sink
 from .types import Validation as Validation
+
+# Gradients through training.
+from .unroll import unroll as unroll
 
 __version__ = "0.1.0"

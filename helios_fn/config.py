@@ -100,6 +100,13 @@ class RunConfig:
         check_finite_every: how often (in iterations) non-finite values are looked for when nothing
             else (a save, the end) asks.
         purity_checks: how many first iterations of each process are checked in full for purity.
+        donate: whether steps may write the next state into the memory of the last one, which saves time and
+            the memory of a second state; the bits are the same. ``"auto"``: in iterations after which nothing
+            is due, and only where nobody can hold the state (no `iterate`, no ``should_stop``, no observer
+            of every iteration). ``True``: in all iterations but the first ones and those after a save; states
+            that others are shown are then good until the next iteration, and when something due after an
+            iteration fails, the newest checkpoint is an older one. Needs a step that can donate, as those of
+            `make_step` can, and rests under ``non_finite="skip"``.
         progress: show progress on the console.
         device: where batches are moved before they reach the step; ``None`` leaves them.
     """
@@ -119,6 +126,7 @@ class RunConfig:
     non_finite: NonFinite = "raise"
     check_finite_every: int = 50
     purity_checks: int = 2
+    donate: bool | Literal["auto"] = "auto"
     progress: bool = True
     device: Any = None
 
@@ -138,6 +146,8 @@ class RunConfig:
             _check_cadence(field, getattr(self, field))
         if type(self.purity_checks) is not int or self.purity_checks < 0:
             raise ValueError(f"purity_checks must be an integer of at least 0, got {self.purity_checks!r}")
+        if self.donate not in (True, False, "auto"):
+            raise ValueError(f"donate must be 'auto', True or False, got {self.donate!r}")
         self._check_combinations()
 
     def _check_combinations(self) -> None:

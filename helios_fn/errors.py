@@ -51,3 +51,11 @@ class RunFailed(RuntimeError):
         self.iteration = iteration
         self.batch = batch
         self.checkpoint = checkpoint
+
+
+class StateDonated(RuntimeError):
+    """A state is used after a donating step has written the next one into its memory."""
+
+
+class NotTraceable(RuntimeError):
+    """A function that is to be compiled into one graph, or mapped over members, does something that cannot be."""

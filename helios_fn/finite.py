@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,17 +10,36 @@ import torch
 
 from . import tree
 from .state import TrainState
+from .tracing import is_traced
 
 
-def all_finite(leaves: Iterable[Any]) -> torch.Tensor:
-    """Whether all floating and complex tensors are free of NaN and infinities: a 0-d bool tensor on their device.
+def all_finite(leaves: Iterable[Any]) -> bool | torch.Tensor:
+    """Whether all floating and complex tensors are free of NaN and infinities.
 
-    The maximum norm is NaN or infinite exactly when an element is; a sum could overflow by itself.
+    A Python value for concrete tensors on the CPU, where reading it costs nothing; else a 0-d bool tensor on
+    their device.
     """
-    inexact = [_real(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.numel() and _is_inexact(leaf)]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    on_cpu = not is_traced() and all(leaf.is_cpu for leaf in tensors)
+    if on_cpu and _has_finite_norms(tensors):
+        return True
+    inexact = [_real(leaf) for leaf in tensors if leaf.numel() and _is_inexact(leaf)]
+    if on_cpu:
+        return all(bool(leaf.isfinite().all()) for leaf in inexact)
     if not inexact:
-        return torch.ones((), dtype=torch.bool)
+        return True
+    if is_traced():
+        return torch.stack([leaf.isfinite().all() for leaf in inexact]).all()
+    # The maximum norm is NaN or infinite exactly when an element is; a sum could overflow by itself.
     return torch.stack([norm.float() for norm in torch._foreach_norm(inexact, ord=torch.inf)]).isfinite().all()
+
+
+def _has_finite_norms(leaves: list[torch.Tensor]) -> bool:
+    """Whether the Euclidean norms are finite: quick, and yes only if all elements are, but a norm may overflow."""
+    try:
+        return not leaves or math.isfinite(sum(norm.item() for norm in torch._foreach_norm(leaves)))
+    except RuntimeError:
+        return False  # integers, and types of 8 bits, have no norm
 
 
 def _is_inexact(leaf: torch.Tensor) -> bool:
@@ -33,11 +53,10 @@ def _real(leaf: torch.Tensor) -> torch.Tensor:
     return leaf.float() if leaf.element_size() == 1 else leaf
 
 
-def mark_bad(first_bad: torch.Tensor, finite: torch.Tensor, iteration: int) -> torch.Tensor:
+def mark_bad(first_bad: torch.Tensor, finite: bool | torch.Tensor, iteration: int | torch.Tensor) -> torch.Tensor:
     """The sticky leaf ``first_bad`` after an iteration: it remembers the first that was not finite."""
-    if finite.device.type == "cpu" and not torch.compiler.is_compiling():
-        # Reading a CPU flag costs nothing; three tiny kernels would.
-        return first_bad if finite or first_bad >= 0 else torch.full_like(first_bad, iteration)
+    if isinstance(finite, bool):
+        return first_bad if finite or first_bad >= 0 else torch.full_like(first_bad, int(iteration))
     return torch.where((first_bad.to(finite.device) < 0) & ~finite, iteration, first_bad.to(finite.device))
 
 

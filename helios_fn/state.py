@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from typing import Any
 
 import torch
 
 from . import random, tree
+from .errors import StateDonated
+from .random.keys import consecutive
 from .types import Counters, Cursor, Key, MicroBatches, Tree, Validation
 
 DEFAULT_SEED = 6691
@@ -17,7 +18,7 @@ OUTPUT_ONLY = ("metrics", "validation.metrics", "cursor.position")
 
 
 @tree.register
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainState:
     """Everything that can influence the future of a training run.
 
@@ -56,12 +57,50 @@ class TrainState:
         Raises:
             TypeError: a name is not that of a field.
         """
+        if torch.compiler.is_compiling():
+            return dataclasses.replace(self, **changes)
         # What dataclasses.replace does, at a tenth of its cost: the driver calls this twice per iteration.
-        return TrainState(**(dict(zip(_FIELDS, _VALUES(self), strict=True)) | changes))
+        new = object.__new__(TrainState)
+        fields = new.__dict__
+        fields.update(self.__dict__)
+        fields.update(changes)
+        if len(fields) != _FIELDS:
+            return dataclasses.replace(self, **changes)  # says which name is wrong
+        return new
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(TrainState))
-_VALUES = operator.attrgetter(*_FIELDS)
+_FIELDS = len(dataclasses.fields(TrainState))
+
+
+class _Donated:
+    """Stands where a donated state had its tensors, and says so to whoever looks for them."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise StateDonated(
+            "this state was given away: a donating step wrote the next state into its memory. Use the state that the "
+            "step returned; to keep an older one, call the step itself instead of step.donating, or set donate=False"
+        )
+
+    __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = __call__ = __bool__ = _refuse
+
+
+_DONATED = _Donated()
+
+
+def give_away(state: TrainState) -> None:
+    """Take from ``state`` the fields whose memory a donating step overwrites, before the first write.
+
+    From then on, using its ``params``, ``opt_state`` or ``averages`` raises `StateDonated`.
+    """
+    for name in ("params", "opt_state", "averages"):
+        object.__setattr__(state, name, _DONATED)
+
+
+def is_given_away(state: TrainState) -> bool:
+    """Whether a donating step has taken the memory of ``state``."""
+    return state.params is _DONATED
 
 
 def init_state(
@@ -97,6 +136,7 @@ def init_state(
         raise TypeError(f"average must be an average such as hf.ema(0.999), got {tree.describe(average)}")
     if not any(isinstance(leaf, torch.Tensor) for leaf in tree.leaves(params)):
         raise TypeError(f"params holds no tensor: got {tree.describe(params)}. Hand over what hf.functional returned")
+    params, buffers = _sorted(params), _sorted(buffers)
     return TrainState(
         params=params,
         buffers=buffers,
@@ -110,6 +150,15 @@ def init_state(
         first_bad=torch.tensor(-1, dtype=torch.int64),
         extra=extra,
     )
+
+
+def _sorted(node: Tree) -> Tree:
+    """The tree with its dicts in canonical order, in which steps return them: compilers notice the order."""
+    if type(node) is dict:
+        return {name: _sorted(node[name]) for name in sorted(node)}
+    if type(node) in (list, tuple):
+        return type(node)(map(_sorted, node))
+    return node
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -137,13 +186,12 @@ def check_optimizer(optimizer: Any) -> None:
 
 def step_key(state: Any, name: str) -> Key:
     """The key of this iteration for one named purpose: a function of the seed, the name and the position."""
-    return random.fold_in(state.key, name, state.counters.micro_step)
+    return consecutive(state.key, name, state.counters.micro_step, 1)[0]
 
 
 def micro_keys(state: Any, batch: Any) -> list[Key]:
     """One key for each micro-batch that this process holds, the same whichever process holds it."""
     first = state.counters.micro_step
     if isinstance(batch, MicroBatches):
-        first += batch.start
-        return [random.fold_in(state.key, "micro", first + index) for index in range(len(batch.items))]
-    return [random.fold_in(state.key, "micro", first)]
+        return consecutive(state.key, "micro", first + batch.start, len(batch.items))
+    return consecutive(state.key, "micro", first, 1)

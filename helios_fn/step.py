@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 
-from . import tree
+from . import random, tree
 from .finite import all_finite, mark_bad
-from .nn import Average, LossFn, Mean, loss_grad, microsteps
+from .graph import whole_graph
+from .nn import Average, GradFn, LossFn, Mean, loss_grad, mean_over, microsteps
 from .optim import Optimizer
-from .state import TrainState, check_optimizer
-from .types import Step, Tree
+from .state import TrainState, check_optimizer, give_away, micro_keys
+from .tracing import is_traced
+from .types import Tree
+
+CompileMode: TypeAlias = Literal["grad", "whole"]
 
 
-def make_step(loss_fn: LossFn, optimizer: Optimizer, *, average: Average | None = None) -> Step:
+def make_step(
+    loss_fn: LossFn,
+    optimizer: Optimizer,
+    *,
+    average: Average | None = None,
+    around_grad: Callable[[GradFn], GradFn] | None = None,
+    compile: CompileMode | None = None,
+    compile_options: Mapping[str, Any] | None = None,
+) -> MadeStep:
     """A pure ``step(state, batch) -> state`` from a loss and an optimiser.
 
     Args:
@@ -24,6 +38,13 @@ def make_step(loss_fn: LossFn, optimizer: Optimizer, *, average: Average | None 
         optimizer: see `helios_fn.optim`; the one whose ``init`` made ``state.opt_state``.
         average: the average whose ``init`` made ``state.averages``, such as `helios_fn.ema`. It
             follows the updates, so it rests while ``optim.every`` only accumulates.
+        around_grad: wraps the gradient function ``(params, buffers, batch, key) -> ((loss, aux), grads)``,
+            as `helios_fn.sam` does.
+        compile: ``"grad"`` compiles loss and gradient into one graph for each shape of batch and leaves the
+            update to torch's fused kernels; ``"whole"`` compiles the update too; ``None`` compiles
+            nothing. The bits are those of the same mode in every run, but not those of another mode.
+            Where ``loss_fn`` hands its key to a model, make that with ``functional(..., draws="keyed")``.
+        compile_options: further keywords of ``torch.compile``, such as ``{"mode": "reduce-overhead"}``.
 
     The step logs ``loss``, the metrics of ``Aux``, and what the optimiser monitors (its learning
     rate). An iteration of total weight 0 makes no update. An iteration whose loss or gradients are
@@ -33,51 +54,187 @@ def make_step(loss_fn: LossFn, optimizer: Optimizer, *, average: Average | None 
         TypeError: an argument is of the wrong kind; in a step, ``loss_fn`` returns something else.
         ValueError: in a step, the loss does not depend on the params, a metric has a name that the step
             itself logs, or ``optimizer`` or ``average`` are not those that made the state.
+        NotTraceable: in a step, what is to be compiled cannot be; the message names the line.
     """
     grad_fn = loss_grad(loss_fn)
     check_optimizer(optimizer)
     if not isinstance(average, Average | None):
         raise TypeError(f"average must be an average such as hf.ema(0.999), or None, got {tree.describe(average)}")
+    if compile not in (None, *get_args(CompileMode)):
+        raise ValueError(f"compile must be 'grad', 'whole' or None, got {compile!r}")
+    if compile is None and compile_options:
+        raise ValueError("compile_options are given but nothing is compiled: set compile='grad' or 'whole'")
+    if around_grad is not None:
+        grad_fn = around_grad(grad_fn)
+    if compile == "grad":
+        grad_fn = whole_graph(grad_fn, compile_options)
+    return MadeStep(Recipe(grad_fn, optimizer, average), compile, compile_options)
 
-    def step(state: TrainState, batch: Any) -> TrainState:
-        mean = microsteps(grad_fn, state, batch)
-        try:
-            params, opt_state, averages = _updated(state, mean, optimizer, average)
-            monitored = optimizer.monitor(opt_state)
-        except (AttributeError, TypeError, ValueError, LookupError) as error:
-            misfit = _misfit(optimizer, state)  # not looked for before: it costs as much as a new state
-            if misfit:
-                raise ValueError(misfit) from error
-            raise
+
+class Recipe(NamedTuple):
+    """What a step is made of."""
+
+    grad_fn: GradFn
+    optimizer: Optimizer
+    average: Average | None
+
+
+class Parts(NamedTuple):
+    """The fields of a state that a step renews, and the iterations that were completed before."""
+
+    params: Tree
+    buffers: Tree
+    opt_state: Tree
+    averages: Tree
+    first_bad: torch.Tensor
+    iteration: int | torch.Tensor
+
+
+class MadeStep:
+    """What `make_step` returns: call it as ``step(state, batch)``.
+
+    ``step.donating(state, batch)`` returns the same bits but may write them into the memory of ``state``, which is
+    given away: using its parameters afterwards raises `StateDonated`. The driver calls it for states that nobody
+    else can hold. If the gradient raises, the state is still whole; if the update itself does, it is not.
+    """
+
+    def __init__(self, recipe: Recipe, compile: CompileMode | None, options: Mapping[str, Any] | None) -> None:
+        self._recipe = recipe
+        self.compile = compile
+        self._regions: dict[bool, Any] = {}
+        if compile == "whole":
+            self._regions = {donate: _region(recipe, donate, options) for donate in (False, True)}
+
+    def __call__(self, state: TrainState, batch: Any) -> TrainState:
+        """The next state; ``state`` stays as it is."""
+        return self._run(state, batch, donate=False)
+
+    def donating(self, state: TrainState, batch: Any) -> TrainState:
+        """The next state; ``state`` is given away."""
+        return self._run(state, batch, donate=True)
+
+    def _run(self, state: TrainState, batch: Any, *, donate: bool) -> TrainState:
+        old = Parts(
+            state.params, state.buffers, state.opt_state, state.averages, state.first_bad, state.counters.iteration
+        )
+        if self._regions and not is_traced():
+            new, metrics = self._run_region(state, old, batch, donate)
+        else:
+            mean = microsteps(self._recipe.grad_fn, state, batch)
+            if donate:
+                give_away(state)
+            new, metrics = _next(self._recipe, old, mean, donate)
         return state.replace(
-            params=params,
-            buffers=mean.buffers,
-            opt_state=opt_state,
-            averages=averages,
-            first_bad=_first_bad(state, mean),
-            metrics=_metrics(mean, monitored),
+            params=new.params,
+            buffers=new.buffers,
+            opt_state=new.opt_state,
+            averages=new.averages,
+            first_bad=new.first_bad,
+            metrics=metrics,
         )
 
-    return step
+    def _run_region(
+        self, state: TrainState, old: Parts, batch: Any, donate: bool
+    ) -> tuple[Parts, dict[str, torch.Tensor]]:
+        keys = micro_keys(state, batch)
+        old = old._replace(iteration=torch.full((), state.counters.iteration, dtype=torch.int64))
+        # A scope cannot be opened inside, but compiled draws are seeded from torch's generators.
+        with random.torch_scope(keys[0]) if keys else contextlib.nullcontext():
+            if donate:
+                give_away(state)
+            return self._regions[donate](old, batch, keys)
 
 
-def _updated(state: TrainState, mean: Mean, optimizer: Optimizer, average: Average | None) -> tuple[Tree, Tree, Tree]:
-    if _is_zero(mean.weight):
-        return state.params, state.opt_state, state.averages
-    params, opt_state = optimizer.update(mean.grads, state.opt_state, state.params, weight=mean.weight)
-    if average is None and state.averages is not None:
-        raise ValueError("state.averages would never be updated: hand make_step the average that made them")
+def _region(recipe: Recipe, donate: bool, options: Mapping[str, Any] | None) -> Callable[..., Any]:
+    """The whole step as one graph, over everything that changes along a run."""
+
+    def step(old: Parts, batch: Any, keys: list[torch.Tensor]) -> tuple[Parts, dict[str, torch.Tensor]]:
+        mean = mean_over(recipe.grad_fn, old.params, old.buffers, batch, keys)
+        return _next(recipe, old, mean, donate)
+
+    return whole_graph(step, options)
+
+
+def _next(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Parts, dict[str, torch.Tensor]]:
+    """Everything after the gradients. The update is the last that can raise."""
+    first_bad = mark_bad(old.first_bad, all_finite([mean.loss, *_leaves(mean.grads)]), old.iteration)
+    update = _updated_traced if is_traced() else _updated
+    try:
+        params, opt_state, averages = update(recipe, old, mean, donate)
+        monitored = recipe.optimizer.monitor(opt_state)
+    except (AttributeError, TypeError, ValueError, LookupError) as error:
+        if is_traced():
+            raise
+        misfit = _misfit(recipe.optimizer, old)  # not looked for before: it costs as much as a new state
+        if misfit:
+            raise ValueError(misfit) from error
+        raise
+    new = Parts(params, mean.buffers, opt_state, averages, first_bad, old.iteration)
+    return new, _metrics(mean, monitored)
+
+
+def _leaves(grads: Tree) -> Iterable[Any]:
+    # A dict of tensors, which is what most people have, needs no flattening.
+    if type(grads) is dict and all([isinstance(leaf, torch.Tensor) for leaf in grads.values()]):  # noqa: C419 - faster
+        return grads.values()
+    return tree.leaves(grads)
+
+
+def _updated(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Tree, Tree, Tree]:
+    if bool(mean.weight == 0):
+        return old.params, old.opt_state, old.averages
+    optimizer, average = recipe.optimizer, recipe.average
+    _check_average(average, old)
+    before = None if average is None else optimizer.count(old.opt_state)
+    params, opt_state = optimizer.update(
+        mean.grads, old.opt_state, old.params, weight=mean.weight, **({"donate": True} if donate else {})
+    )
+    if average is None:
+        return params, opt_state, old.averages
     count = optimizer.count(opt_state)
-    if average is None or count == optimizer.count(state.opt_state):
-        return params, opt_state, state.averages
-    if state.averages is None:
+    if count == before:
+        return params, opt_state, old.averages
+    return params, opt_state, average.update(old.averages, params, count, **({"donate": True} if donate else {}))
+
+
+def _updated_traced(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Tree, Tree, Tree]:
+    """The same by selection: in a traced region no branch can depend on a value."""
+    optimizer, average = recipe.optimizer, recipe.average
+    _check_average(average, old)
+    if not isinstance(mean.weight, torch.Tensor) and mean.weight == 0:
+        return old.params, old.opt_state, old.averages
+    params, opt_state = optimizer.update(mean.grads, old.opt_state, old.params, weight=mean.weight)
+    averages = old.averages
+    if average is not None:
+        count = optimizer.count(opt_state)
+        moved = average.update(old.averages, params, count)
+        averages = _select(count == optimizer.count(old.opt_state), averages, moved)
+    new = (params, opt_state, averages)
+    if isinstance(mean.weight, torch.Tensor):
+        new = _select(mean.weight == 0, (old.params, old.opt_state, old.averages), new)
+    return _written((old.params, old.opt_state, old.averages), new) if donate else new
+
+
+def _select(condition: torch.Tensor, left: Tree, right: Tree) -> Tree:
+    """``left`` where the condition holds, else ``right``: trees of one structure."""
+    return tree.map(lambda a, b: a if a is b else torch.where(condition, a, b), left, right)
+
+
+def _written(old: Tree, new: Tree) -> Tree:
+    """``new`` in the memory of ``old``: the compiler then writes there in the first place."""
+    return tree.map(lambda a, b: a if a is b else a.copy_(b), old, new)
+
+
+def _check_average(average: Average | None, old: Parts) -> None:
+    if average is None and old.averages is not None:
+        raise ValueError("state.averages would never be updated: hand make_step the average that made them")
+    if average is not None and old.averages is None:
         raise ValueError("make_step has an average but state.averages is None: hand the same average to hf.init_state")
-    return params, opt_state, average.update(state.averages, params, count)
 
 
-def _misfit(optimizer: Optimizer, state: TrainState) -> str:
+def _misfit(optimizer: Optimizer, old: Parts) -> str:
     """How the state's optimiser memory differs in structure from the optimiser's, in words; empty if it does not."""
-    expected, found = optimizer.init(state.params), state.opt_state
+    expected, found = optimizer.init(old.params), old.opt_state
     if tree.structure(expected) == tree.structure(found):
         return ""
     if found is None:
@@ -94,20 +251,11 @@ def _misfit(optimizer: Optimizer, state: TrainState) -> str:
     )
 
 
-def _first_bad(state: TrainState, mean: Mean) -> torch.Tensor:
-    finite = all_finite([mean.loss, *tree.leaves(mean.grads)])
-    return mark_bad(state.first_bad, finite, state.counters.iteration)
-
-
-def _metrics(mean: Mean, monitored: dict[str, float]) -> dict[str, torch.Tensor]:
+def _metrics(mean: Mean, monitored: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     taken = [name for name in mean.metrics if name == "loss" or name in monitored]
     if taken:
         raise ValueError(f"Aux.metrics may not have {taken[0]!r}, which make_step logs itself: choose another name")
     metrics = {"loss": mean.loss, **mean.metrics}
     for name, value in monitored.items():
-        metrics.setdefault(name, torch.tensor(value, dtype=torch.float64))
+        metrics[name] = value if isinstance(value, torch.Tensor) else torch.scalar_tensor(value, dtype=torch.float64)
     return metrics
-
-
-def _is_zero(weight: Any) -> bool:
-    return bool(weight == 0)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -93,7 +93,9 @@ def _paths(treespec: optree.PyTreeSpec) -> tuple[str, ...]:
 
 def paths(tree: Tree) -> list[str]:
     """The path of each leaf in canonical order, such as ``params['head.weight']``; ``''`` for a bare leaf."""
-    return list(_paths(structure(tree)))
+    # The compiler looks through a cache, but warns of it.
+    find = _paths.__wrapped__ if torch.compiler.is_compiling() else _paths
+    return list(find(structure(tree)))
 
 
 def items(tree: Tree) -> Iterator[tuple[str, Any]]:
@@ -122,6 +124,10 @@ class Flattener:
         """The leaves and the structure, as `flatten` gives them."""
         if torch.compiler.is_compiling():
             return flatten(tree)
+        return self.outside(tree)
+
+    def outside(self, tree: Tree) -> tuple[list[Any], optree.PyTreeSpec]:
+        """The same for callers who know that they are outside of a graph that is being compiled."""
         treespec = self._treespec
         if treespec is not None:
             try:
@@ -134,6 +140,54 @@ class Flattener:
                     return found, treespec
         found, self._treespec = flatten(tree)
         return found, self._treespec
+
+
+def tensors(tree: Tree) -> list[torch.Tensor]:
+    """The leaves that are tensors, in canonical order. Unlike `flatten` it can be compiled whatever the tree holds."""
+    if not torch.compiler.is_compiling():
+        return [leaf for leaf in leaves(tree) if isinstance(leaf, torch.Tensor)]
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    return [leaf for _, child in _children(tree) for leaf in tensors(child)]
+
+
+def with_tensors(tree: Tree, new: Sequence[torch.Tensor]) -> Tree:
+    """``tree`` with the tensors that `tensors` lists replaced, in the same order; other leaves stay.
+
+    Raises:
+        ValueError: ``new`` has fewer or more tensors than ``tree``.
+    """
+    remaining = iter(new)
+    if torch.compiler.is_compiling():
+        return _with_tensors(tree, remaining)
+    found, treespec = flatten(tree)
+    count = sum(isinstance(leaf, torch.Tensor) for leaf in found)
+    if count != len(new):
+        raise ValueError(f"a tree of {count} tensors cannot take {len(new)}")
+    return unflatten(treespec, [next(remaining) if isinstance(leaf, torch.Tensor) else leaf for leaf in found])
+
+
+def _with_tensors(tree: Tree, remaining: Iterator[torch.Tensor]) -> Tree:
+    if isinstance(tree, torch.Tensor):
+        return next(remaining)
+    children = [(name, _with_tensors(child, remaining)) for name, child in _children(tree)]
+    if isinstance(tree, dict):
+        return dict(children)
+    if isinstance(tree, tuple | list):
+        values = [child for _, child in children]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    return dataclasses.replace(tree, **dict(children)) if children else tree
+
+
+def _children(node: Any) -> list[tuple[Any, Any]]:
+    """Names and children of a node, in canonical order. By hand: dynamo does not trace optree on empty dicts."""
+    if isinstance(node, dict):
+        return [(name, node[name]) for name in sorted(node)]
+    if isinstance(node, tuple | list):
+        return list(enumerate(node))
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        return [(field.name, getattr(node, field.name)) for field in dataclasses.fields(node)]
+    return []
 
 
 class Difference(NamedTuple):

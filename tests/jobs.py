@@ -40,6 +40,9 @@ class Case:
     reduction: Literal["tree", "fold"] = "tree"
     optimizer: Literal["adamw", "sgd", "torch"] = "adamw"
     handwritten: bool = False
+    donate: bool | Literal["auto"] = "auto"
+    compile: Literal["grad", "whole", "step"] | None = None
+    backend: str = "eager"
     dropout: bool = False
     batch_norm: bool = False
     schedule: bool = False
@@ -100,13 +103,14 @@ class Net(nn.Module):
 
 def build(case: Case, workers: int = 0) -> Job:
     """The job of a case. ``workers`` is not part of the case: it must not matter."""
-    model, params, buffers = hf.functional(lambda: Net(case.dropout, case.batch_norm), seed=case.seed)
+    draws = {"draws": "keyed"} if case.compile else {}
+    model, params, buffers = hf.functional(lambda: Net(case.dropout, case.batch_norm), seed=case.seed, **draws)
     optimizer = make_optimizer(case)
     average = hf.ema(0.9) if case.ema and not case.handwritten else None
 
     def loss_fn(params, buffers, batch, key):
         x, y = batch
-        logits, buffers = model(params, buffers, x)
+        logits, buffers = model(params, buffers, x, key=key if case.compile else None)
         loss = torch.nn.functional.cross_entropy(logits, y)
         return loss, hf.Aux(
             buffers=buffers, weight=len(y), metrics={"accuracy": (logits.argmax(1) == y).float().mean()}
@@ -119,10 +123,13 @@ def build(case: Case, workers: int = 0) -> Job:
         return hf.Aux(metrics={"loss": torch.nn.functional.cross_entropy(logits, y) + noise}, weight=len(y))
 
     if case.handwritten:
-        step = handwritten_step(loss_fn, optimizer)
+        step = handwritten_step(loss_fn, optimizer, compiled=case.compile is not None)
+        step = hf.compile(step, backend=case.backend) if case.compile == "step" else step
         extra = {"shadow": hf.tree.map(torch.clone, params), "steps": 0} if case.ema else {"steps": 0}
     else:
-        step, extra = hf.make_step(loss_fn, optimizer, average=average), None
+        options = {"backend": case.backend} if case.compile else None
+        step = hf.make_step(loss_fn, optimizer, average=average, compile=case.compile, compile_options=options)
+        extra = None
     state = hf.init_state(params, optimizer, buffers=buffers, seed=case.seed, average=average, extra=extra)
     keywords = {}
     if case.validate_every is not None:
@@ -149,13 +156,14 @@ def make_optimizer(case: Case) -> hf.optim.Optimizer:
     return hf.optim.every(case.every, clipped) if case.every > 1 else clipped
 
 
-def handwritten_step(loss_fn, optimizer):
+def handwritten_step(loss_fn, optimizer, *, compiled):
     """A step that uses none of `make_step`: its own gradients, its own average in ``extra``, its own noise."""
     grad_fn = hf.value_and_grad(loss_fn, has_aux=True)
 
     def step(state, batch):
         mean = hf.microsteps(grad_fn, state, batch)
-        with hf.random.scope(hf.step_key(state, "noise")):
+        mode = hf.random.keyed if compiled else hf.random.scope
+        with mode(hf.step_key(state, "noise")):
             grads = hf.tree.map(lambda g: g + 1e-3 * torch.randn_like(g), mean.grads)
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, weight=mean.weight)
         extra = {**state.extra, "steps": state.extra["steps"] + 1}
@@ -222,4 +230,5 @@ def make_config(case: Case) -> hf.RunConfig:
         early_stop=stop,
         root=None if case.checkpoint_every is None else "unused",
         progress=False,
+        donate=case.donate,
     )

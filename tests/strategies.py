@@ -49,6 +49,7 @@ def cases(draw, max_iterations: int = 8, sources=("loader", "dataloader", "strea
         reduction=draw(st.sampled_from(["tree", "fold"])),
         optimizer=draw(st.sampled_from(["adamw", "sgd", "torch"])),
         handwritten=draw(st.booleans()),
+        donate=draw(st.sampled_from(["auto", True, False])),
         dropout=draw(st.booleans()),
         batch_norm=draw(st.booleans()) and batch_size > 1 and (drop_last or samples % batch_size != 1),
         schedule=draw(st.booleans()),

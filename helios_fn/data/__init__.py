@@ -3,6 +3,7 @@
 from .adopt import as_source as as_source
 from .adopt import from_dataloader as from_dataloader
 from .loader import Loader as Loader
+from .members import Members as Members
 from .order import CustomBatches as CustomBatches
 from .order import CustomOrder as CustomOrder
 from .order import Order as Order

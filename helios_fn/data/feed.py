@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import abc
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -53,20 +53,19 @@ class Engine:
             feed.end(reason)
 
     def _read_here(self, tasks: Iterator[Task]) -> Iterator[Any]:
+        batches = map(self._read_seeded if self._reader.seeds_globals else self._reader.read, tasks)
         pin = self._pin and torch.cuda.is_available()
-        for task in tasks:
-            with random.preserved_globals() if self._reader.seeds_globals else contextlib.nullcontext():
-                batch = self._reader.read(task)
-            yield tree.map(_pinned, batch) if pin else batch
+        return (tree.map(_pinned, batch) for batch in batches) if pin else batches
+
+    def _read_seeded(self, task: Task) -> Any:
+        with random.preserved_globals():
+            return self._reader.read(task)
 
 
-class LoaderFeed:
-    """The deliveries of a loader, one per iteration; see `helios_fn.types.Feed`."""
+class ReadingFeed(abc.ABC):
+    """A feed (see `helios_fn.types.Feed`) that ends once, after which reading on says why."""
 
-    def __init__(self, assignments: Iterable[Assignment], batches: Iterator[Any], owner: Any) -> None:
-        self._assignments = iter(assignments)
-        self._batches = batches
-        self._owner = owner  # a loader that nobody holds stops its workers
+    def __init__(self) -> None:
         self._ended: str | None = None
 
     def __iter__(self) -> Iterator[Delivery]:
@@ -75,23 +74,53 @@ class LoaderFeed:
     def __next__(self) -> Delivery:
         if self._ended is not None:
             raise RuntimeError(self._ended)
-        positions, start, count, cursor = next(self._assignments)
         try:
-            items = tuple([next(self._batches) for _ in positions])
+            delivery = self._deliver()
         except BaseException:
             # Part of the iteration may be gone: going on would skip data without a word.
             self.end(FAILED)
             raise
-        return Delivery(items, start, count, cursor)
+        if delivery is None:
+            raise StopIteration
+        return delivery
 
     def close(self) -> None:
-        """End the feed; the workers stay for the next one."""
+        """End the feed; its source can be opened again."""
         self.end(CLOSED)
 
     def end(self, reason: str) -> None:
         """End the feed; reading on raises with the reason."""
         if self._ended is None:
-            self._ended, self._batches, self._owner = reason, iter(()), None
+            self._ended = reason
+            self._release()
+
+    @abc.abstractmethod
+    def _deliver(self) -> Delivery | None:
+        """The next delivery; ``None`` where there are no more."""
+
+    @abc.abstractmethod
+    def _release(self) -> None:
+        """Drop what reading needed."""
+
+
+class LoaderFeed(ReadingFeed):
+    """The deliveries of a loader, one per iteration."""
+
+    def __init__(self, assignments: Iterable[Assignment], batches: Iterator[Any], owner: Any) -> None:
+        super().__init__()
+        self._assignments = iter(assignments)
+        self._batches = batches
+        self._owner = owner  # a loader that nobody holds stops its workers
+
+    def _deliver(self) -> Delivery | None:
+        assignment = next(self._assignments, None)
+        if assignment is None:
+            return None
+        positions, start, count, cursor = assignment
+        return Delivery(tuple([next(self._batches) for _ in positions]), start, count, cursor)
+
+    def _release(self) -> None:
+        self._batches, self._owner = iter(()), None
 
 
 def _pinned(leaf: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
@@ -12,11 +13,14 @@ from torch.utils.data import IterableDataset
 
 from ..schedule import Assignment, assignments
 from ..types import Cursor, Feed, Json, Key, Share
+from .columns import Table
 from .feed import Engine, LoaderFeed
 from .order import CustomBatches, Order
 from .plan import Plan, make_plan, tasks
 from .pool import PoolOptions
 from .sampling import Collate, KeyedDataset, Reader, Transform
+
+_POSITIONS = operator.attrgetter("positions")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -37,10 +41,16 @@ class Loader:
     A loader feeds one reader at a time: opening it again ends the feed before, and its workers go on
     at the new position without being restarted.
 
+    Datasets that are tensors in memory are read a batch at a time, with the same bytes, where there is
+    neither ``transform`` nor ``collate``: a `TensorDataset`, a tensor or array whose rows are the
+    samples, a dict of such columns by name, and a `Subset` of one of these. ``workers=0`` is then the
+    fastest. With workers, batches come back through shared memory that is used again once nothing
+    refers to it: keep them for as long as you like.
+
     Args:
-        dataset: has ``__len__`` and ``__getitem__`` (or ``keyed_item``). ``__getitems__(indices)``, if
-            there is one, reads a whole batch where samples get no randomness (``seed_globals=False``
-            and no ``transform``).
+        dataset: has ``__len__`` and ``__getitem__`` (or ``keyed_item``); or a dict of columns.
+            ``__getitems__(indices)``, if there is one, reads a whole batch where samples get no
+            randomness (``seed_globals=False`` and no ``transform``).
         batch_size: samples in a batch; the last one of an epoch may be shorter. ``None`` only with an
             order that gives whole batches.
         shuffle: another order in every epoch; default true unless ``order`` is given.
@@ -52,8 +62,8 @@ class Loader:
         transform: ``transform(sample, rng)``, applied to every sample, ``rng`` a NumPy generator that is
             valid during the call.
         seed_globals: seed the global generators for every sample. ``False`` promises that neither
-            dataset nor collate draws from them, and saves some tens of microseconds per sample. A plain
-            ``TensorDataset`` is known to draw nothing.
+            dataset nor collate draws from them, and saves some tens of microseconds per sample. Lists,
+            tuples, ranges, datasets of tensors and torch's own collate function are known to draw nothing.
         pin_memory: copy batches into page-locked memory; ignored without CUDA.
         prefetch: batches that each worker reads ahead.
         multiprocessing_context: how workers start: ``"fork"``, ``"spawn"``, ``"forkserver"`` or a context.
@@ -87,7 +97,8 @@ class Loader:
     _engine: Engine = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        length = _dataset_length(self.dataset, keyed=self.seed_globals or self.transform is not None)
+        dataset = _as_dataset(self.dataset)
+        length = _dataset_length(dataset, keyed=self.seed_globals or self.transform is not None)
         if self.samples is not None:
             _check_count("samples", self.samples, 1)
             length = min(length, self.samples)
@@ -106,7 +117,7 @@ class Loader:
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be a function, got {value!r}")
         engine = Engine(
-            Reader(self.dataset, collate=self.collate, transform=self.transform, seed_globals=self.seed_globals),
+            Reader(dataset, collate=self.collate, transform=self.transform, seed_globals=self.seed_globals),
             PoolOptions(self.workers, self.prefetch, self.multiprocessing_context, self.pin_memory, self.worker_init),
         )
         object.__setattr__(self, "_plan", plan)
@@ -138,12 +149,12 @@ class Loader:
         if cursor.position is not None or not 0 <= cursor.batch < batches:
             raise ValueError(f"{cursor} is not a position in epochs of {batches} batches: it belongs to another loader")
 
-        return self._start(key, cursor.phase, lambda: assignments(cursor, share, batches))
+        return self._start(key, cursor.phase, assignments(cursor, share, batches))
 
     def epoch(self, key: Key, epoch: int = 0) -> Iterator[Any]:
         """The batches of one epoch, such as for validation: the same ones whenever the arguments are the same."""
         start, share, batches = Cursor(epoch=epoch), Share("epoch"), self._plan.batches
-        feed = self._start(key, 0, lambda: itertools.islice(assignments(start, share, batches), batches))
+        feed = self._start(key, 0, itertools.islice(assignments(start, share, batches), batches))
         try:
             for delivery in feed:
                 yield from delivery.items
@@ -198,10 +209,17 @@ class Loader:
     def __setstate__(self, arguments: dict[str, Any]) -> None:
         self.__init__(**arguments)  # type: ignore[misc]
 
-    def _start(self, key: Key, phase: int, assigned: Callable[[], Iterable[Assignment]]) -> LoaderFeed:
-        # Counted twice on purpose: the tasks run ahead of the deliveries by whatever the workers prefetch.
-        positions = itertools.chain.from_iterable(assignment.positions for assignment in assigned())
-        return self._engine.start(assigned(), tasks(self._plan, key, phase, positions), owner=self)
+    def _start(self, key: Key, phase: int, assigned: Iterable[Assignment]) -> LoaderFeed:
+        # The tasks run ahead of the deliveries by whatever the workers prefetch.
+        delivered, planned = itertools.tee(assigned)
+        positions = itertools.chain.from_iterable(map(_POSITIONS, planned))
+        return self._engine.start(delivered, tasks(self._plan, key, phase, positions), owner=self)
+
+
+def _as_dataset(dataset: Any) -> Any:
+    """A dict of columns as a dataset; others, such as a dict of samples by index, as they are."""
+    is_table = type(dataset) is dict and any(isinstance(name, str) for name in dataset)
+    return Table(dataset) if is_table else dataset
 
 
 def _dataset_length(dataset: Any, *, keyed: bool) -> int:

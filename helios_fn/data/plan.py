@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
+
 from .. import random
 from ..types import Key
 from .order import CustomBatches, CustomOrder, Order, Sequential, Shuffled, epoch_key
@@ -20,6 +22,14 @@ class Task(NamedTuple):
     epoch: int
     batch: int
     indices: Indices
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As few parts as possible: a task is pickled for every batch, and an array takes longer than its bytes.
+        return _task, (*self.key, self.epoch, self.batch, self.indices.tobytes())
+
+
+def _task(first: int, second: int, epoch: int, batch: int, indices: bytes) -> Task:
+    return Task((first, second), epoch, batch, np.frombuffer(bytearray(indices), np.int64))  # writable, for torch
 
 
 class FixedSize(NamedTuple):

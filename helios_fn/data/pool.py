@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from .plan import Task
 from .sampling import Failure, Reader, brief
+from .shared import forget
 
 
 class PoolOptions(NamedTuple):
@@ -81,6 +82,7 @@ class Pool:
                 if worker.is_alive():
                     worker.kill()
                     worker.join()
+            forget(worker.pid for worker in iterator._workers)
 
     def _start(self) -> DataLoader[Any]:
         # Registered late, so that it runs before multiprocessing's own exit handler, which would kill the

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from .. import random
 from ..schedule import rank_slice
 from ..types import Cursor, Delivery, Feed, Json, Key, Share
-from .feed import CLOSED, FAILED
+from .feed import ReadingFeed
 from .sampling import Collate, brief, seed_globals_for
 
 OpenStream: TypeAlias = Callable[[Any, Key], Iterator[tuple[Any, Any]]]
@@ -108,41 +108,26 @@ class _Recipe(NamedTuple):
     seed_globals: bool
 
 
-class StreamFeed:
-    """The deliveries of a stream, one per iteration; see `helios_fn.types.Feed`."""
+class StreamFeed(ReadingFeed):
+    """The deliveries of a stream, one per iteration."""
 
     def __init__(self, reader: _Reader, share: Share) -> None:
+        super().__init__()
         self._reader = reader
         self._count = share.micro_batches
         self._slice = range(*rank_slice(share.micro_batches, share.rank, share.world))
-        self._ended: str | None = None
 
-    def __iter__(self) -> Iterator[Delivery]:
-        return self
-
-    def __next__(self) -> Delivery:
-        if self._ended is not None:
-            raise RuntimeError(self._ended)
+    def _deliver(self) -> Delivery:
         items = []
-        try:
-            for index in range(self._count):
-                # A pass that is just over yields None once; the reader then stands at the next.
-                samples = self._reader.read() or self._reader.read()
-                if index in self._slice:
-                    items.append(self._reader.collate(samples or []))
-        except BaseException:
-            self._end(FAILED)
-            raise
+        for index in range(self._count):
+            # A pass that is just over yields None once; the reader then stands at the next.
+            samples = self._reader.read() or self._reader.read()
+            if index in self._slice:
+                items.append(self._reader.collate(samples or []))
         return Delivery(tuple(items), self._slice.start, self._count, self._reader.cursor)
 
-    def close(self) -> None:
-        """End the feed."""
-        self._end(CLOSED)
-
-    def _end(self, reason: str) -> None:
-        if self._ended is None:
-            self._ended = reason
-            self._reader.close()
+    def _release(self) -> None:
+        self._reader.close()
 
 
 class _Reader:
@@ -176,6 +161,8 @@ class _Reader:
 
     def collate(self, samples: list[Any]) -> Any:
         """A batch of the samples that `read` returned last."""
+        if self._recipe.collate is default_collate:  # which draws nothing
+            return default_collate(samples)
         epoch, batch = self._last
         with self._globals():
             if self._recipe.seed_globals:
@@ -193,9 +180,11 @@ class _Reader:
         size, epoch = self._recipe.batch_size, self.cursor.epoch
         iterator = self._opened()
         first = self.cursor.batch * size
-        words = random.sample_words(self._key, epoch, np.arange(first, first + size))
+        words = None
+        if self._recipe.seed_globals:
+            words = random.sample_words(self._key, epoch, np.arange(first, first + size)).tolist()
         while len(samples) < size:
-            if self._recipe.seed_globals:
+            if words is not None:
                 random.seed_globals(words[len(samples)])
             try:
                 pair = next(iterator)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .. import tree
 from ..checkpoint import check_saveable
 from ..config import RunConfig
 from ..data import Phases
@@ -96,6 +97,7 @@ def checked_state(state: Any, cfg: RunConfig) -> TrainState:
             f"init_state must be a TrainState or a function that returns one, got {type(state).__name__}: "
             "build it with hf.init_state(params, optimizer, ...)"
         )
+    state = tree.map(_detached, state)
     check_saveable(state, free=OUTPUT_ONLY)
     if int(state.first_bad) >= 0:
         raise ValueError(
@@ -104,3 +106,8 @@ def checked_state(state: Any, cfg: RunConfig) -> TrainState:
     if cfg.early_stop is not None and math.isinf(state.validation.best):
         state = state.replace(validation=state.validation._replace(best=cfg.early_stop.worst))
     return state
+
+
+def _detached(leaf: Any) -> Any:
+    # Nobody differentiates through a run, and a graph that grows from step to step would fill the memory.
+    return leaf.detach() if isinstance(leaf, torch.Tensor) and leaf.requires_grad else leaf

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from ..errors import NonFiniteError, PurityError, RunFailed
+from ..state import is_given_away
 from .batches import describe_batch
 from .evaluate import Validator
 from .loop import Loop
@@ -17,10 +18,11 @@ def save_after(error: Exception, loop: Loop) -> Path | None:
     """Save the last complete state and say where it is, unless the error means that it cannot be trusted.
 
     A state that an impure step wrote to, or that is not finite, must never become the newest
-    checkpoint, nor one whose log rows only some sinks have: then the checkpoint before stays the newest.
+    checkpoint, nor one whose log rows only some sinks have: then the checkpoint before stays the newest. Nor can
+    a state be saved that was given away to a step which then failed.
     """
     loop.outlets.discard()
-    if loop.outlets.broken or isinstance(error, PurityError | NonFiniteError):
+    if loop.outlets.broken or isinstance(error, PurityError | NonFiniteError) or is_given_away(loop.complete):
         return None
     for lenient in (False, True):
         if loop.saved_at == loop.complete.counters.iteration or not loop.folder.keeps:
@@ -52,8 +54,13 @@ def run_failed(error: Exception, loop: Loop, checkpoint: Path | None) -> RunFail
 
 
 def _where_to_go_on(loop: Loop, checkpoint: Path | None) -> str:
+    if is_given_away(loop.complete):
+        lost = ". The state before it cannot be saved, for its memory was given away to the step (donate)"
+        return lost + ("" if loop.last_checkpoint is None else _newest(loop.last_checkpoint))
     if checkpoint is not None:
         return f". The state after iteration {loop.complete.counters.iteration} is saved in {checkpoint}"
-    if loop.last_checkpoint is not None:
-        return f". The newest checkpoint is {loop.last_checkpoint}: running the same line again goes on from it"
-    return ""
+    return "" if loop.last_checkpoint is None else _newest(loop.last_checkpoint)
+
+
+def _newest(checkpoint: Path) -> str:
+    return f". The newest checkpoint is {checkpoint}: running the same line again goes on from it"

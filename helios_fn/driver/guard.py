@@ -6,6 +6,8 @@ counters, a few leaves per step in rotation, so that the check costs next to not
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ class PurityGuard:
     def __init__(self, step: Step, full_checks: int) -> None:
         self._step = step
         self._remaining = full_checks
-        self._turn = 0
+        self._turns: Iterator[list[str]] = iter(())
         self._watch_all = False
 
     def __call__(self, state: TrainState, batch: Any) -> TrainState:
@@ -44,13 +46,25 @@ class PurityGuard:
         if self._remaining > 0:
             self._remaining -= 1
             return self._call_checked(state, batch)
-        watched = _tensors(tree.leaves(state)) if self._watch_all else self._sample(state)
-        self._watch_all = False
+        if self._watch_all:
+            self._watch_all = False
+            watched = _tensors(tree.leaves(state))
+        else:
+            watched = self._sample(state.params)
         before = [leaf._version for leaf in watched]
         new = self._step(state, batch)
-        for leaf, version in zip(watched, before, strict=True):
-            if leaf._version != version:
-                raise _mutated("step", _path_of(leaf, state))
+        if before != [leaf._version for leaf in watched]:
+            written = next(leaf for leaf, version in zip(watched, before, strict=True) if leaf._version != version)
+            raise _mutated("step", _path_of(written, state))
+        if type(new) is not TrainState:
+            raise _not_a_state(new)
+        return new
+
+    def donating(self, state: TrainState, batch: Any) -> TrainState:
+        """The result of a step that may overwrite ``state``; the first calls, checked in full, leave it as it is."""
+        if self._remaining > 0 or self._watch_all:
+            return self(state, batch)
+        new = self._step.donating(state, batch)  # type: ignore[attr-defined]  # the caller knows that it can
         if type(new) is not TrainState:
             raise _not_a_state(new)
         return new
@@ -59,16 +73,18 @@ class PurityGuard:
         """Look at the version counters of all leaves in the next call: its input is a state that was saved."""
         self._watch_all = True
 
-    def _sample(self, state: TrainState) -> list[torch.Tensor]:
-        # Parameters are what careless steps write to, and cheap to list when they are a dict. What else a
+    def _sample(self, params: Any) -> list[torch.Tensor]:
+        # Parameters are what careless steps write to, and cheap to find when they are a dict. What else a
         # step may write to is looked at after each save.
-        params = state.params if type(state.params) is dict else None
-        if not params:
+        if type(params) is not dict:
             return []
-        names = list(params)
-        picked = [params[names[(self._turn + i) % len(names)]] for i in range(min(_LEAVES_PER_STEP, len(names)))]
-        self._turn = (self._turn + _LEAVES_PER_STEP) % len(names)
-        return _tensors(picked)
+        turn = next(self._turns, None)
+        if turn is None:
+            names = list(params)
+            turns = [names[at : at + _LEAVES_PER_STEP] for at in range(0, len(names), _LEAVES_PER_STEP)]
+            self._turns = itertools.cycle(turns)
+            turn = next(self._turns, [])
+        return _tensors([params.get(name) for name in turn])
 
     def _call_checked(self, state: TrainState, batch: Any) -> TrainState:
         inputs = {"state": state, "batch": batch}

@@ -11,9 +11,10 @@ from ..config import RunConfig
 from ..data import Phases
 from ..errors import NonFiniteError, PurityError
 from ..finite import pass_over
-from ..state import TrainState
+from ..state import TrainState, give_away, is_given_away
 from ..types import Delivery, Feed, Reason, Share, Source
 from .batches import step_input
+from .donation import Donation
 from .evaluate import Validator
 from .folder import RunFolder, Start
 from .guard import PurityGuard, check_kinds, check_unwritten, kinds, versions
@@ -26,12 +27,17 @@ ShouldStop = Callable[[TrainState], bool | str]
 Validate = Callable[[TrainState], Any]
 Doing = tuple[str, int]
 """What the loop is at, in words, and by how much the iteration it belongs to is ahead of the last complete one."""
+_FETCHING: Doing = ("fetching the data of", 1)
+_STEPPING: Doing = ("the step of", 1)
+_REACTING: Doing = ("what is due after", 1)
+_OBSERVED: Doing = ("an observer after", 0)
 
 
 class Surroundings(NamedTuple):
     """What a loop works with: everything but the state."""
 
     step: PurityGuard
+    donation: Donation
     source: Source | Phases
     cfg: RunConfig
     share: Share
@@ -52,12 +58,15 @@ class Loop:
 
     def __init__(self, around: Surroundings, start: Start) -> None:
         self.step, self.source, self.cfg, self.share = around.step, around.source, around.cfg, around.share
+        self.donation = around.donation
         self.folder, self.outlets, self.signal = around.folder, around.outlets, around.signal
         self.validate, self.should_stop = around.validate, around.should_stop
         self.batch: Any = None
         self.ended = False
         self.doing: Doing = ("the start before", 1)
         self._phased = isinstance(self.source, Phases)
+        self._skips = self.cfg.non_finite == "skip"
+        self._quiet = False
         self._passed_over: set[int] = set()
         self._metric_names: frozenset[str] | None = None
         self._kinds = kinds(start.state)
@@ -66,6 +75,7 @@ class Loop:
     def begin(self, start: Start) -> None:
         """Go on from a state: the first one, or after a rollback."""
         self.state = self.complete = start.state
+        self.donation.keep(start.state)
         self.last_checkpoint: Path | None = start.checkpoint
         self.saved_at = -1 if start.checkpoint is None else start.state.counters.iteration
         self.message = ""
@@ -82,13 +92,14 @@ class Loop:
                 for delivery in feed:
                     delivered = True
                     self.consume(delivery)
-                    reason = self.stop_reason()
+                    if not self._quiet or self.signal.received is not None:
+                        reason = self.stop_reason()
                     self.signal.waiting = True
                     yield self.state
                     self.signal.waiting = False
                     if reason is not None or self.state.cursor is not delivery.cursor:
                         break  # another phase, or rolled back: the data goes on elsewhere
-                    self.doing = ("fetching the data of", 1)
+                    self.doing = _FETCHING
             finally:
                 feed.close()
             if not delivered:
@@ -97,7 +108,7 @@ class Loop:
 
     def open_feed(self) -> Feed:
         """The data from the state's cursor on."""
-        self.doing = ("fetching the data of", 1)
+        self.doing = _FETCHING
         cursor = self.state.cursor
         source = self.source.source(cursor.phase) if isinstance(self.source, Phases) else self.source
         return source.open(cursor, key=self.state.key, share=self.share)
@@ -105,25 +116,40 @@ class Loop:
     def consume(self, delivery: Delivery) -> None:
         """One iteration and all that is due after it."""
         before = self.complete
-        self.doing = ("the step of", 1)
+        self.doing = _STEPPING
         self.batch = step_input(delivery, self.share.micro_batches, self.cfg.reduction, self.cfg.device)
-        stepped = self.step(before.replace(metrics={}), self.batch)
+        stepped = self.stepped(before, delivery)
         self.check_metric_names(stepped)
         self.state = self.advanced(before, stepped, delivery)
-        self.batch, self.doing = None, ("what is due after", 1)
+        self.batch, self.doing = None, _REACTING
+        iteration, epoch = self.state.counters.iteration, self.state.cursor.epoch
+        reacts = self._phased or iteration >= self._look.iteration or epoch >= self._look.epoch
+        if not reacts:
+            # Nothing is left that could fail and would have to be done again.
+            self.complete, self.doing = self.state, _OBSERVED
         for handler in self.outlets.on_iteration:
             handler(self.state)
-        iteration, epoch = self.state.counters.iteration, self.state.cursor.epoch
-        if self._phased or iteration >= self._look.iteration or epoch >= self._look.epoch:
+        if reacts:
             self.react(before)
-        else:
-            self.complete = self.state
+        self._quiet = not reacts and self.should_stop is None
+
+    def stepped(self, before: TrainState, delivery: Delivery) -> TrainState:
+        """What the step makes of ``before``, which it is given if nobody needs it any more."""
+        given = before.replace(metrics={})
+        donate = self.donation.allows(before, delivery.cursor, self._look)
+        if donate and before.counters.iteration not in self._passed_over:
+            given = self.donation.private(given)
+            try:
+                return self.step.donating(given, self.batch)
+            finally:
+                if is_given_away(given):
+                    give_away(before)
+        return self.step(given, self.batch)
 
     def advanced(self, before: TrainState, stepped: TrainState, delivery: Delivery) -> TrainState:
         """What the step returned, with the fields that only the driver writes, unless its update is passed over."""
         iteration = before.counters.iteration
-        skip = self.cfg.non_finite == "skip" and int(stepped.first_bad) >= 0
-        if skip or iteration in self._passed_over:
+        if (self._skips and int(stepped.first_bad) >= 0) or iteration in self._passed_over:
             stepped = pass_over(before, stepped)
         return stepped.replace(
             cursor=delivery.cursor,
@@ -143,6 +169,8 @@ class Loop:
             self.state = self.state.replace(cursor=schedule.next_phase(self.state.cursor))
         self.outlets.commit()
         self.complete, self.doing = self.state, ("the checkpoint after", 0)
+        if self._phased or due.validate:
+            self.donation.keep(self.state)
         # Asked again: a phase that ends in the middle of an epoch completes it.
         save = schedule.due(before, self.state, self.cfg).checkpoint
         look = self.state.counters.iteration % self.cfg.check_finite_every == 0
@@ -178,7 +206,7 @@ class Loop:
         check_unwritten("validate", self.state, before)
         found = record_validation(self.state.validation, metrics, self.cfg.early_stop)
         self.state = self.state.replace(validation=found)
-        self.doing = ("what is due after", 1)
+        self.doing = _REACTING
         self.outlets.write(make_row("validation", self.state))
         self.outlets.emit("on_validation", self.state)
 
@@ -195,6 +223,7 @@ class Loop:
         if not self.folder.keeps:
             return
         check_kinds(self._kinds, self.complete)
+        self.donation.keep(self.complete)
         path = self.folder.save(self.complete, self.outlets.flush(lenient=lenient), metadata=not lenient)
         self.last_checkpoint, self.saved_at = path, self.complete.counters.iteration
         self.step.watch_next()

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..sinks import check_sinks
+from ..sinks import Progress, check_sinks
 from ..types import Json, Observer, Row, RunInfo, Sink
 
 _LOGGER = logging.getLogger("helios_fn")
@@ -62,6 +62,11 @@ class Outlets:
                 found = True
         if not found:
             raise TypeError(f"{type(observer).__name__} observes nothing: define one of {', '.join(_EVENTS)}")
+
+    @property
+    def shows_states(self) -> bool:
+        """Whether an observer that might keep a state is shown every one. Our own progress keeps none."""
+        return any(not isinstance(getattr(each, "__self__", None), Progress) for each in self.on_iteration)
 
     def emit(self, event: str, *values: Any) -> None:
         """Tell every observer that wants to know."""

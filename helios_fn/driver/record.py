@@ -36,9 +36,10 @@ def geometry(cfg: RunConfig, share: Share, data: dict[str, Json], state: TrainSt
     }
 
 
-def environment(cfg: RunConfig) -> dict[str, Json]:
-    """The facts that may decide bits but are not ours to fix."""
+def environment(cfg: RunConfig, step: Any) -> dict[str, Json]:
+    """The facts that may decide bits but are not ours to fix; ``step.compile`` says whether and how it is compiled."""
     return {
+        "compile": getattr(step, "compile", None),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "python": platform.python_version(),

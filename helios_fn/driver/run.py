@@ -14,6 +14,7 @@ from ..sinks import Progress
 from ..state import TrainState
 from ..types import Json, Observer, Reason, Result, RunInfo, Sink, Step
 from .border import PassThrough, check_combination, check_step, checked_state, checked_types, process
+from .donation import Donation
 from .evaluate import Validator
 from .failure import run_failed, save_after
 from .folder import RunFolder, Start
@@ -65,7 +66,7 @@ def run(
         ResumeRefused: the newest checkpoint belongs to another run.
         RunFailed: step, loader, validation or an observer raised; the last complete state is saved.
     """
-    states = iterate(
+    states = _states(
         step,
         init_state,
         loader,
@@ -76,6 +77,7 @@ def run(
         should_stop=should_stop,
         pass_through=pass_through,
         checkpoint_metadata=checkpoint_metadata,
+        shown=False,
     )
     while True:
         try:
@@ -101,8 +103,38 @@ def iterate(
 
     For people who keep their own loop. Leaving it early saves the last state, as `run` does at its
     end. After a rollback, iterations come again. The generator's return value is the `Result`. Arguments
-    and errors are those of `run`.
+    and errors are those of `run`. With ``donate=True`` a state is good until the next one is asked for.
     """
+    return _states(
+        step,
+        init_state,
+        loader,
+        cfg,
+        validate=validate,
+        sinks=sinks,
+        observers=observers,
+        should_stop=should_stop,
+        pass_through=pass_through,
+        checkpoint_metadata=checkpoint_metadata,
+        shown=True,
+    )
+
+
+def _states(
+    step: Step,
+    init_state: TrainState | Callable[[], TrainState],
+    loader: Any,
+    cfg: RunConfig,
+    *,
+    validate: Validate | None,
+    sinks: Iterable[Sink],
+    observers: Iterable[Observer],
+    should_stop: ShouldStop | None,
+    pass_through: Iterable[type[BaseException]],
+    checkpoint_metadata: Callable[[TrainState], str] | None,
+    shown: bool,
+) -> Generator[TrainState, None, Result]:
+    """What `run` and `iterate` share; ``shown`` says whether somebody sees the states."""
     check_step(step)
     source = as_source(loader)
     share = schedule.share_of(cfg, *process())
@@ -110,16 +142,18 @@ def iterate(
     fresh = checked_state(init_state() if callable(init_state) else init_state, cfg)
     facts: dict[str, Json] = {
         "geometry": geometry(cfg, share, source.describe(), fresh),
-        "environment": environment(cfg),
+        "environment": environment(cfg, step),
     }
     progress = [Progress()] if cfg.progress else []
+    outlets = Outlets(sinks, [*progress, *observers])
     around = Surroundings(
         step=PurityGuard(step, cfg.purity_checks),
+        donation=Donation(cfg, step, shown=shown or should_stop is not None or outlets.shows_states),
         source=source,
         cfg=cfg,
         share=share,
         folder=RunFolder(cfg, facts, checkpoint_metadata),
-        outlets=Outlets(sinks, [*progress, *observers]),
+        outlets=outlets,
         signal=StopSignal(),
         validate=validate,
         should_stop=should_stop,

@@ -2,7 +2,7 @@
 
 `functional` splits a module into a function and its tensors; `value_and_grad` differentiates functions
 of trees, and `loss_grad` a ``loss_fn``; `microsteps` is the mean over one iteration's micro-batches;
-`ema` averages the parameters.
+`ema` averages the parameters; `sam` seeks flat minima.
 """
 
 from .averages import Average as Average
@@ -15,4 +15,6 @@ from .loss import LossFn as LossFn
 from .loss import loss_grad as loss_grad
 from .mean import Mean as Mean
 from .microsteps import GradFn as GradFn
+from .microsteps import mean_over as mean_over
 from .microsteps import microsteps as microsteps
+from .sharpness import sam as sam

@@ -36,6 +36,11 @@ def check_module(module: nn.Module) -> None:
                 "leave max_norm out and normalise the weight that is used, or the params after each update"
             )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if type(tensor).__name__ == "DTensor":
+            raise TypeError(
+                f"{name!r} is sharded (a DTensor) and its module's forward relies on that: hand over the module "
+                "before it is sharded, and shard the params that come back"
+            )
         if is_lazy(tensor):
             raise ValueError(f"{name!r} has no shape yet (lazy module): run one batch through the module first")
         if tensor.device == torch.device("meta"):

@@ -9,20 +9,24 @@ import torch
 
 from .. import tree
 from ..accumulate import widen
-from ..tracing import is_traced
+from ..tracing import by_formula, stored
 from ..types import Tree
 
 
 class Average(NamedTuple):
     """A pure average of parameters.
 
-    ``init(params) -> shadow`` makes the first one; ``update(shadow, params, count) -> shadow`` makes
-    the next from the parameters after an update, ``count`` being the number of updates made by then.
-    The shadow has the structure and shapes of the parameters and shares no memory with them.
+    ``init(params) -> shadow`` makes the first one; ``update(shadow, params, count, donate=False) -> shadow``
+    makes the next from the parameters after an update, ``count`` being the number of updates made by
+    then. The shadow has the structure and shapes of the parameters and shares no memory with them. With
+    ``donate`` the caller gives up the old shadow, and the same bits may be written into its memory.
+
+    In a compiled region, under a ``torch.func`` transform, and where autograd records an input, ``update``
+    consists of out-of-place tensor operations, so it can be compiled, mapped and differentiated.
     """
 
     init: Callable[[Tree], Tree]
-    update: Callable[[Tree, Tree, Any], Tree]
+    update: Callable[..., Tree]
 
 
 def ema(decay: float = 0.999) -> Average:
@@ -43,25 +47,43 @@ def ema(decay: float = 0.999) -> Average:
     def init(params: Tree) -> Tree:
         return tree.map(_copy, params)
 
-    def update(shadow: Tree, params: Tree, count: Any) -> Tree:
+    def update(shadow: Tree, params: Tree, count: Any, donate: bool = False) -> Tree:
         old, treespec = flatten_shadow(shadow)
         new, other = flatten_params(params)
         if treespec != other:
             raise ValueError(f"the average has another structure than the params: {treespec} != {other}")
-        return tree.unflatten(treespec, _lerp(old, new, 1 - decay))
+        if by_formula((*old, *new)):
+            found = [_between(start, end, 1 - decay) for start, end in zip(old, new, strict=True)]
+            return tree.unflatten(treespec, stored(found, old, donate=donate))
+        with torch.no_grad():
+            return tree.unflatten(treespec, _lerp(old, new, 1 - decay, donate))
 
     return Average(init, update)
 
 
-def _lerp(old: list[Any], new: list[Any], weight: float) -> list[Any]:
+def _between(start: Any, end: Any, weight: float) -> Any:
+    return torch.lerp(start, widen(end), weight) if _is_averaged(end) else _copy(end)
+
+
+def _lerp(old: list[Any], new: list[Any], weight: float, donate: bool) -> list[Any]:
     moving = [index for index, leaf in enumerate(new) if _is_averaged(leaf)]
-    starts, ends = [old[index] for index in moving], [widen(new[index].detach()) for index in moving]
-    if is_traced() or not moving:
-        between = [torch.lerp(start, end, weight) for start, end in zip(starts, ends, strict=True)]
+    starts, ends = [old[index] for index in moving], [widen(new[index]) for index in moving]
+    if donate and _apart(starts, ends):
+        between = starts
+        if moving:
+            torch._foreach_lerp_(starts, ends, weight)
     else:
-        between = list(torch._foreach_lerp(starts, ends, weight))
+        between = list(torch._foreach_lerp(starts, ends, weight)) if moving else []
+    if len(moving) == len(new):
+        return between
     averaged = iter(between)
     return [next(averaged) if _is_averaged(leaf) else _copy(leaf) for leaf in new]
+
+
+def _apart(starts: list[torch.Tensor], ends: list[torch.Tensor]) -> bool:
+    """Whether the first can be overwritten: no elements of theirs share memory, and none with the second."""
+    places = [leaf.data_ptr() for leaf in (*starts, *ends)]
+    return len(set(places)) == len(places) and not any(torch._debug_has_internal_overlap(leaf) for leaf in starts)
 
 
 def _copy(leaf: Any) -> Any:

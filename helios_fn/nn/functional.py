@@ -25,6 +25,7 @@ def functional(
     factory: Callable[[], nn.Module] | nn.Module,
     *,
     seed: int = DEFAULT_SEED,
+    draws: random.Draws = "scope",
 ) -> tuple[Functional, dict[str, torch.Tensor], Buffers]:
     """Split a module into a function and its tensors: ``(model, params, buffers)``.
 
@@ -38,11 +39,16 @@ def functional(
             consumed. A module instance is accepted too; its present weights are taken, and it is
             neither kept nor changed.
         seed: of the initial weights.
+        draws: how a call with a key draws. "scope" keys the global generators: any code, at full speed, but not
+            in compiled regions nor under ``vmap`` over keys. "keyed" draws by `random.keyed`, which works there
+            too, with the same dropout masks everywhere, and refuses the few random functions that cannot be keyed.
+            The two draw different numbers.
 
     Raises:
         TypeError: not a module, or one that does not let its caller choose the weights (wrappers for
             data parallel training, sharded, compiled and scripted modules).
-        ValueError: weights without values (lazy or meta), or a layer that rewrites its weights.
+        ValueError: weights without values (lazy or meta), a layer that rewrites its weights, or ``draws`` is
+            neither "scope" nor "keyed".
 
     Example:
         >>> model, params, buffers = functional(lambda: torch.nn.Linear(3, 2), seed=0)
@@ -50,9 +56,11 @@ def functional(
         >>> output.shape
         torch.Size([5, 2])
     """
+    if draws not in ("scope", "keyed"):
+        raise ValueError(f"draws must be 'scope' or 'keyed', got {draws!r}")
     module = factory if isinstance(factory, nn.Module) else _build(factory, seed)
     check_module(module)
-    model = Functional(module)
+    model = Functional(module, draws)
     tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
     with torch.no_grad():
         values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -73,25 +81,26 @@ class Functional:
     are. Trainable and frozen parameters are handed over as they are: a forward pass must not write to
     them (a tensor that it does write to belongs into a buffer).
 
-    With ``key`` the call runs in ``random.scope(key)``: dropout and the like are a function of the key.
-    Without one, draws come from the scope that the caller has opened.
+    With ``key`` the call runs in ``random.scope(key)``, or ``random.keyed(key)`` for a model made with
+    ``draws="keyed"``: dropout and the like are a function of the key. Without one, draws come from the
+    context that the caller has opened.
 
     ``model(...)`` is the train form: submodules are in the modes that the module came with, so frozen
     batch norms stay in eval mode; but a module that came wholly in eval mode is put into train mode.
     ``model.eval(...)`` is the eval form: all submodules in eval mode. The forms differ in nothing else.
 
-    Safe for use within itself and from several threads (but scopes, and so calls with a key, must take
-    turns: the generators belong to the process). Modules that recompute activations
-    (``torch.utils.checkpoint``) work inside `value_and_grad`. In a compiled region, where ``key`` cannot
-    be given, open the scope around the region.
+    Safe for use within itself and from several threads (but calls with a key must take turns: the generators
+    belong to the process). Modules that recompute activations (``torch.utils.checkpoint``) work inside
+    `value_and_grad`. In a compiled region, and under ``vmap`` over keys, a key does no harm where nothing
+    draws; for modules that do, make the model with ``draws="keyed"``.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, draws: random.Draws = "scope") -> None:
         stripped = strip(module)
         if not stripped.training:
             stripped.train()
-        self._train = _Form(stripped)
-        self._eval = _Form(copy.deepcopy(stripped).eval())
+        self._train = _Form(stripped, draws)
+        self._eval = _Form(copy.deepcopy(stripped).eval(), draws)
 
     @property
     def param_names(self) -> tuple[str, ...]:
@@ -111,6 +120,7 @@ class Functional:
         Raises:
             ValueError: names in ``params`` or ``buffers`` are missing or unknown, or the forward pass
                 made or removed a buffer.
+            TypeError: the module draws, and its draws cannot be a function of the key: see ``draws``.
         """
         return self._train.call(params, buffers, args, kwargs, key)
 
@@ -127,8 +137,9 @@ class Functional:
 class _Form:
     """A module in fixed modes, and the skeletons that calls borrow: each call has one to itself."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, draws: random.Draws) -> None:
         self.pattern = Skeleton(module)
+        self._draws = draws
         self._shell = _Shell(module)
         # list.pop and list.append are atomic: no lock is needed, and none could go to another process.
         self._idle: list[Skeleton] = []
@@ -137,7 +148,7 @@ class _Form:
         self, params: Tensors, buffers: Tensors | None, args: tuple[Any, ...], kwargs: dict[str, Any], key: Key | None
     ) -> tuple[Any, Buffers | None]:
         if key is not None:
-            with random.scope(key):
+            with random.context(key, self._draws):
                 return self.call(params, buffers, args, kwargs, None)
         run = self._run_traced if torch.compiler.is_compiling() else self._run
         if buffers is None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import optree
 import torch
 
 from .. import tree
+from ..errors import StateDonated
 from ..tracing import is_traced
 from ..types import Tree
 from .session import Session
@@ -70,13 +70,13 @@ def value_and_grad(
         if higher_order or is_traced() or torch.is_inference_mode_enabled():
             loss, aux, grads, constant = _by_transform(call, args[argnum], argnum)
         else:
-            leaves, treespec = flatten_params(args[argnum])
-            rest, _ = flatten_rest((args[:argnum], args[argnum + 1 :], kwargs))
+            leaves, treespec = flatten_params.outside(args[argnum])
+            rest, _ = flatten_rest.outside((args[:argnum], args[argnum + 1 :], kwargs))
             if torch.is_grad_enabled() and (_any_in_graph(leaves) or _any_in_graph(rest)):
                 loss, aux, grads, constant = _by_transform(call, args[argnum], argnum)
             else:
                 loss, aux, found, constant = _by_autograd(call, leaves, treespec, argnum)
-                aux, grads = _detached(aux, flatten_aux), tree.unflatten(treespec, found)
+                aux, grads = _detached(aux, flatten_aux), treespec.unflatten(found)
         if constant and on_constant is not None:
             on_constant(aux)
         return ((loss, aux) if has_aux else loss), grads
@@ -104,21 +104,23 @@ def grad(
 
 def _by_autograd(
     call: OpenCall, leaves: list[torch.Tensor], treespec: optree.PyTreeSpec, argnum: int
-) -> tuple[torch.Tensor, Any, tuple[torch.Tensor, ...], bool]:
+) -> tuple[torch.Tensor, Any, list[Any], bool]:
     with torch.enable_grad(), Session():
         try:
             primals = [leaf.detach().requires_grad_() for leaf in leaves]
+        except StateDonated:
+            raise
         except (AttributeError, RuntimeError):
             _check_leaves(tree.unflatten(treespec, leaves), argnum)
             raise
-        loss, aux = call(tree.unflatten(treespec, primals))
-        found: tuple[torch.Tensor | None, ...] = (None,) * len(leaves)
+        loss, aux = call(treespec.unflatten(primals))
+        found: list[torch.Tensor | None] = [None] * len(leaves)
         if primals and loss.requires_grad:
-            found = torch.autograd.grad(loss, primals, allow_unused=True)
-    constant = all(gradient is None for gradient in found) and bool(leaves)
-    pairs = zip(found, leaves, strict=True)
-    grads = tuple(torch.zeros_like(leaf) if gradient is None else gradient for gradient, leaf in pairs)
-    return loss.detach(), aux, grads, constant
+            found = list(torch.autograd.grad(loss, primals, allow_unused=True))
+    unused = [at for at, gradient in enumerate(found) if gradient is None]
+    for at in unused:
+        found[at] = torch.zeros_like(leaves[at])
+    return loss.detach(), aux, found, bool(leaves) and len(unused) == len(leaves)
 
 
 def _by_transform(call: OpenCall, params: Tree, argnum: int) -> tuple[torch.Tensor, Any, Tree, bool]:
@@ -134,11 +136,11 @@ def _by_transform(call: OpenCall, params: Tree, argnum: int) -> tuple[torch.Tens
         # At this level a loss that only outer levels can differentiate requires no gradient.
         returned.extend((aux, not torch.compiler.is_compiling() and not loss.requires_grad))
         # torch.func knows neither our nodes nor leaves other than tensors.
-        return loss, list(_tensors(aux))
+        return loss, tree.tensors(aux)
 
     grads, (loss, tensors) = torch.func.grad_and_value(of_leaves, has_aux=True)(leaves)
     aux, constant = returned
-    return loss, _with_tensors(aux, iter(tensors)), tree.unflatten(treespec, grads), constant
+    return loss, tree.with_tensors(aux, tensors), tree.unflatten(treespec, grads), constant
 
 
 def _check_loss(loss: Any) -> torch.Tensor:
@@ -164,42 +166,16 @@ def _check_leaves(params: Tree, argnum: int) -> None:
 
 def _any_in_graph(leaves: list[Any]) -> bool:
     """Whether a leaf has a derivative that the autograd route would lose (or refuse to take)."""
-    return any(isinstance(leaf, torch.Tensor) and (leaf.requires_grad or leaf.is_inference()) for leaf in leaves)
+    for leaf in leaves:  # noqa: SIM110 - a generator would take twice the time
+        if isinstance(leaf, torch.Tensor) and (leaf.requires_grad or leaf.is_inference()):
+            return True
+    return False
 
 
 def _detached(aux: Any, flatten: tree.Flattener) -> Any:
     """``aux`` without the graph that its tensors would keep alive."""
-    leaves, treespec = flatten(aux)
-    if not any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves):
-        return aux
-    return tree.unflatten(treespec, [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
-
-
-def _tensors(node: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a tree. By hand: dynamo does not trace optree on empty dicts."""
-    if isinstance(node, torch.Tensor):
-        yield node
-    elif isinstance(node, dict):
-        for child in node.values():
-            yield from _tensors(child)
-    elif isinstance(node, tuple | list):
-        for child in node:
-            yield from _tensors(child)
-    elif dataclasses.is_dataclass(node) and not isinstance(node, type):
-        for field in dataclasses.fields(node):
-            yield from _tensors(getattr(node, field.name))
-
-
-def _with_tensors(node: Any, tensors: Iterator[torch.Tensor]) -> Any:
-    """``node`` with the tensors that `_tensors` found replaced, in the same order."""
-    if isinstance(node, torch.Tensor):
-        return next(tensors)
-    if isinstance(node, dict):
-        return {name: _with_tensors(child, tensors) for name, child in node.items()}
-    if isinstance(node, tuple | list):
-        children = [_with_tensors(child, tensors) for child in node]
-        return type(node)(*children) if hasattr(node, "_fields") else type(node)(children)
-    if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        names = [field.name for field in dataclasses.fields(node)]
-        return dataclasses.replace(node, **{name: _with_tensors(getattr(node, name), tensors) for name in names})
-    return node
+    leaves, treespec = flatten.outside(aux)
+    recorded = [at for at, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+    for at in recorded:
+        leaves[at] = leaves[at].detach()
+    return treespec.unflatten(leaves) if recorded else aux

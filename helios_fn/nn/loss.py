@@ -93,7 +93,7 @@ def _check_buffers(new: Any, old: Tree) -> None:
     wrong = "Aux's first argument is buffers"
     if isinstance(new, Mapping):
         names = old if isinstance(old, Mapping) else {}
-        if new and new.keys().isdisjoint(names):
+        if new and not any(name in names for name in new):
             known = f"names in state.buffers are {_some(names)}" if names else "state.buffers has no names"
             raise TypeError(f"{wrong}: write metrics=... if {_some(new)} are metrics ({known})")
     elif isinstance(new, numbers.Real | torch.Tensor) and not isinstance(old, numbers.Real | torch.Tensor):

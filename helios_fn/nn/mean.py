@@ -122,7 +122,8 @@ class Layout:
 
     def _new_buffers(self, result: Mean, index: int) -> list[Any]:
         new, treespec = self._flatten_buffers(result.buffers)
-        if treespec != self._buffer_spec:
+        # Structures cannot be compared in a compiled region; zip notices what matters.
+        if not torch.compiler.is_compiling() and treespec != self._buffer_spec:
             raise ValueError(
                 f"micro-batch {index} returned buffers of another structure than those of the state: "
                 f"{treespec} != {self._buffer_spec}"

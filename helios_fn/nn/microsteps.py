@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
 from .. import random
 from ..state import micro_keys
+from ..tracing import is_traced
 from ..types import Aux, Key, MicroBatches, Tree
 from .mean import Layout, Mean, mean_of_one
 from .reduction import SUMS, Partial, Reduce, reduce_alone
@@ -46,27 +48,45 @@ def microsteps(grad_fn: GradFn, state: Any, batch: Any, *, reduce: Reduce = redu
         ValueError: a weight is negative or not finite, a metric is not 0-d, micro-batches disagree on
             their metrics or on which buffers they change, or there are none.
     """
-    keys = micro_keys(state, batch)
+    return mean_over(grad_fn, state.params, state.buffers, batch, micro_keys(state, batch), reduce=reduce)
+
+
+def mean_over(
+    grad_fn: GradFn,
+    params: Tree,
+    buffers: Tree,
+    batch: Any,
+    keys: Sequence[Key],
+    *,
+    reduce: Reduce = reduce_alone,
+) -> Mean:
+    """`microsteps` of the parts of a state, with one key for each micro-batch that this process holds."""
     if not isinstance(batch, MicroBatches):
-        return mean_of_one(_evaluate(grad_fn, state, batch, keys[0], 0), state.buffers)
+        return mean_of_one(_evaluate(grad_fn, params, buffers, batch, keys[0], 0), buffers)
     if not batch.items:
         raise ValueError(f"this process has none of the iteration's {batch.count} micro-batches")
     layout: Layout | None = None
     total = SUMS[batch.reduction](batch.start)
     for index, (item, key) in enumerate(zip(batch.items, keys, strict=True), batch.start):
-        result = _evaluate(grad_fn, state, item, key, index)
+        result = _evaluate(grad_fn, params, buffers, item, key, index)
         if layout is None:
-            layout = Layout(result, index, state.buffers)
+            layout = Layout(result, index, buffers)
         total.push(layout.term(result, index))
         del result  # its gradients would live through the next backward pass
     assert layout is not None  # there was an item
     return layout.mean(reduce(Partial(total.blocks(), batch.count, batch.reduction)))
 
 
-def _evaluate(grad_fn: GradFn, state: Any, item: Any, key: Key, index: int) -> Mean:
+def _evaluate(grad_fn: GradFn, params: Tree, buffers: Tree, item: Any, key: Key, index: int) -> Mean:
     """The results of one micro-batch, checked and detached."""
-    with random.scope(key):
-        (loss, returned), grads = grad_fn(state.params, state.buffers, item, key)
+    # A key without a value cannot be scoped; whoever compiles has opened a scope around the region.
+    call = grad_fn if random.is_traced(key) else functools.partial(random.within, key, grad_fn)
+    (loss, returned), grads = call(params, buffers, item, key)
     aux = read_aux(returned)
-    buffers = state.buffers if aux.buffers is None else aux.buffers
-    return Mean(loss.detach(), grads, buffers, read_metrics(aux.metrics), read_weight(aux.weight, index))
+    new = buffers if aux.buffers is None else aux.buffers
+    return Mean(_final(loss), grads, new, read_metrics(aux.metrics), read_weight(aux.weight, index))
+
+
+def _final(loss: torch.Tensor) -> torch.Tensor:
+    # Under a transform an outer level may still differentiate.
+    return loss if is_traced() else loss.detach()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim.adam import adam as _adam_kernels
 from torch.optim.adamw import adamw as _adamw_kernels
 
 from .base import Optimizer
-from .checks import choice, flag, number
-from .native import Mode, native
+from .checks import decays, flag, number
+from .formulas import at, following, present, root, toward
+from .native import native
+from .rule import Count, Mode, Rule, Scalar, Tensors, Updated, checked_mode
 from .schedules.base import Rate, checked_rate
-from .text import call
 
 
 def adam(
@@ -43,37 +45,43 @@ def adam(
         TypeError: a hyperparameter is of the wrong kind.
         ValueError: a hyperparameter is out of range.
     """
-    return native(adam_rule("adam", lr, betas, eps, weight_decay, amsgrad, maximize, mode))
+    return native(AdamRule.checked(lr, betas, eps, weight_decay, amsgrad, maximize, mode))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AdamRule:
-    """The update of Adam (L2 penalty) and of AdamW (decoupled decay), which differ in nothing else."""
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class AdamRule(Rule):
+    """Adam with an L2 penalty; with decoupled decay it is AdamW, and differs in nothing else."""
 
-    name: str
-    lr: Rate
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
+    name: ClassVar[str] = "adam"
+    decoupled: ClassVar[bool] = False
+    betas: tuple[Scalar, Scalar]
+    eps: Scalar
+    weight_decay: Scalar
     amsgrad: bool
     maximize: bool
     mode: Mode
 
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """The names of the slots, sorted."""
+    @classmethod
+    def checked(
+        cls, lr: Any, betas: Any, eps: Any, weight_decay: Any, amsgrad: Any, maximize: Any, mode: Any
+    ) -> AdamRule:
+        """The rule with its arguments checked."""
+        return cls(
+            lr=checked_rate(lr),
+            betas=decays("betas", betas),
+            eps=number("eps", eps, low=0),
+            weight_decay=number("weight_decay", weight_decay, low=0),
+            amsgrad=flag("amsgrad", amsgrad),
+            maximize=flag("maximize", maximize),
+            mode=checked_mode(mode),
+        )
+
+    def names(self, param: Tensor) -> tuple[str, ...]:
+        """See `Rule`."""
         return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if self.amsgrad else ("exp_avg", "exp_avg_sq")
 
-    def apply(
-        self,
-        params: list[torch.Tensor],
-        grads: list[torch.Tensor],
-        slots: list[list[torch.Tensor]],
-        *,
-        count: int,
-        lr: float,
-    ) -> None:
-        """One update in place, see `helios_fn.optim.native.Rule`."""
+    def apply(self, params: Tensors, grads: Tensors, slots: list[Tensors], *, count: int, lr: float) -> None:
+        """See `Rule`."""
         tensors = (params, grads, slots[0], slots[1], slots[2] if self.amsgrad else [])
         settings: dict[str, Any] = {
             "lr": lr,
@@ -84,43 +92,30 @@ class AdamRule:
             "amsgrad": self.amsgrad,
             "maximize": self.maximize,
         }
-        decoupled = self.name == "adamw"
         if self.mode == "fused":
-            kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+            kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
             # The kernel reads the count of this update, which is the same for all tensors.
             step = torch.full((), count + 1, dtype=torch.float32, device=params[0].device)
             kernel(*tensors, [step] * len(params), **settings)
         else:
-            kernels = _adamw_kernels if decoupled else _adam_kernels
+            kernels = _adamw_kernels if self.decoupled else _adam_kernels
             # These count upwards by themselves, in each tensor.
             steps = [torch.full((), count, dtype=torch.float64, device="cpu") for _ in params]
             has_complex = any(param.is_complex() for param in params)
             kernels(*tensors, steps, foreach=self.mode == "foreach", fused=False, has_complex=has_complex, **settings)
 
-    def __repr__(self) -> str:
-        return call(self.name, {key: getattr(self, key) for key in self.__slots__ if key != "name"})
-
-
-def adam_rule(
-    name: str,
-    lr: Rate,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    amsgrad: bool,
-    maximize: bool,
-    mode: Mode,
-) -> AdamRule:
-    """The rule of ``adam`` or ``adamw`` with its arguments checked."""
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise TypeError(f"betas must be two numbers, got {betas!r}")
-    return AdamRule(
-        name=name,
-        lr=checked_rate(lr),
-        betas=(number("betas[0]", betas[0], low=0, below=1), number("betas[1]", betas[1], low=0, below=1)),
-        eps=number("eps", eps, low=0),
-        weight_decay=number("weight_decay", weight_decay, low=0),
-        amsgrad=flag("amsgrad", amsgrad),
-        maximize=flag("maximize", maximize),
-        mode=choice("mode", mode, Mode),
-    )
+    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, *, count: Count, lr: Scalar) -> Updated:
+        """See `Rule`."""
+        (beta1, beta2), step = self.betas, following(count)
+        grad = -grad if self.maximize else grad
+        if self.decoupled:
+            param = param * at(param, 1 - lr * self.weight_decay)
+        elif present(self.weight_decay):
+            grad = grad + at(param, self.weight_decay) * param
+        mean = toward(slots[0], grad, 1 - beta1)
+        square = slots[1] * at(param, beta2) + at(param, 1 - beta2) * grad * grad
+        new = [mean, square]
+        if self.amsgrad:
+            new.append(torch.maximum(slots[2], square))
+        scale = root(new[-1]) / at(param, (1 - beta2**step) ** 0.5) + at(param, self.eps)
+        return param - at(param, lr / (1 - beta1**step)) * (mean / scale), new

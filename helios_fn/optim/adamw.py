@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from .adam import adam_rule
+from typing import ClassVar
+
+from .adam import AdamRule
 from .base import Optimizer
-from .native import Mode, native
+from .native import native
+from .rule import Mode
 from .schedules.base import Rate
 
 
@@ -35,4 +38,11 @@ def adamw(
         TypeError: a hyperparameter is of the wrong kind.
         ValueError: a hyperparameter is out of range.
     """
-    return native(adam_rule("adamw", lr, betas, eps, weight_decay, amsgrad, maximize, mode))
+    return native(AdamWRule.checked(lr, betas, eps, weight_decay, amsgrad, maximize, mode))
+
+
+class AdamWRule(AdamRule):
+    """The update of AdamW."""
+
+    name: ClassVar[str] = "adamw"
+    decoupled: ClassVar[bool] = True

@@ -9,17 +9,21 @@ slots: it makes them itself, as it would in an imperative loop, and the first up
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from typing import Any, NamedTuple
 
 import torch
 
 from .. import tree
+from ..errors import NotTraceable
+from ..tracing import by_formula, is_traced
 from ..types import Tree
 from .base import Optimizer
-from .imperative import Imperative, Memory
+from .imperative import Imperative, Kind, Memory
+from .layout import Known, Layout, survey
 from .schedules.base import last_rate, rate_at, refuse_scheduler
-from .tensors import Template, at, clone, leaves_like, updatable_leaves
+from .tensors import at, check_like, clone, leaves_like, updatable_leaves
 from .text import brief, call
 
 
@@ -64,6 +68,8 @@ def from_torch(cls: type[torch.optim.Optimizer], /, **hyper: Any) -> Optimizer:
 class _Adapted:
     cls: type[torch.optim.Optimizer]
     hyper: dict[str, Any]
+    known: Known = dataclasses.field(default_factory=Known, compare=False)
+    kind: Kind = dataclasses.field(default_factory=Kind, compare=False)
 
     @torch.no_grad()
     def init(self, params: Tree) -> AdaptedState:
@@ -72,24 +78,42 @@ class _Adapted:
         count = torch.zeros((), dtype=torch.int64, device="cpu")
         return AdaptedState(count, tree.unflatten(treespec, blank.slots), blank.settings)
 
-    @torch.no_grad()
-    def update(self, grads: Tree, state: AdaptedState, params: Tree, *, weight: Any = 1.0) -> tuple[Tree, AdaptedState]:
-        leaves, treespec = tree.flatten(params)
+    def update(
+        self, grads: Tree, state: AdaptedState, params: Tree, *, weight: Any = 1.0, donate: bool = False
+    ) -> tuple[Tree, AdaptedState]:
+        seen = None if is_traced() else self.known.recall(params, (), grads)
+        if seen is None:
+            seen = self.known.keep(self._surveyed(grads, params), params, (), grads)
+        leaves, treespec, layout = seen.leaves, seen.treespec, seen.layout
         if not leaves:
             return params, state._replace(count=state.count + 1)
-        count = int(state.count)
         slots: list[Any] = treespec.flatten_up_to(state.slots)
-        held = Memory(slots, state.settings)
-        private = clone(leaves)
-        gradients = clone(leaves_like(grads, params, treespec, Template(private)))
-        live = Imperative(self.cls, self._arguments(count), private)
-        if count > 0:
-            live.install(held.copy())
-        live.step(gradients)
-        memory = live.memory(held.settings)
-        _check_structure(self.cls, held, memory, count)
-        advanced = AdaptedState(state.count + 1, tree.unflatten(treespec, memory.slots), memory.settings)
-        return tree.unflatten(treespec, live.release()), advanced
+        held, count = Memory(slots, state.settings), int(state.count)
+        with torch.no_grad():
+            own = layout.own(leaves, seen.grads, donate=donate)
+            fitted = layout.fitted(seen.grads, own)
+            live = Imperative(self.cls, self._arguments(count), own)
+            if count > 0:
+                live.install(held if donate else held.copy())
+            live.step(fitted if self._spares_gradients() else clone(fitted))
+            memory = live.memory(held.settings)
+            if not (self.kind.matches(held) and self.kind.matches(memory)):
+                _check_structure(self.cls, held, memory, count)
+                self.kind.learn(memory)
+            advanced = AdaptedState(state.count + 1, tree.unflatten(treespec, memory.slots), memory.settings)
+            return tree.unflatten(treespec, live.release()), advanced
+
+    def _surveyed(self, grads: Tree, params: Tree) -> Layout:
+        """The full check of an update's tensors."""
+        leaves, treespec = tree.flatten(params)
+        gradients = leaves_like(grads, params, treespec)
+        if by_formula((*leaves, *gradients)):
+            raise NotTraceable(
+                f"{self.cls.__name__} of torch.optim works in place and cannot be compiled, mapped or "
+                "differentiated: take one of the optimisers of hf.optim, or call it outside (under torch.no_grad())"
+            )
+        check_like("grads", gradients, leaves, lambda: tree.paths(params))
+        return survey(leaves, gradients, (), ())
 
     def count(self, state: AdaptedState) -> int:
         return int(state.count)
@@ -98,13 +122,33 @@ class _Adapted:
         count = int(state.count)
         if count > 0 and "lr" in state.settings:
             return {"learning_rate": float(state.settings["lr"])}
-        lr = {**_defaults(self.cls), **self.hyper}.get("lr")
+        lr = self.hyper.get("lr", _default_rate(self.cls))  # type: ignore[arg-type] # classes are hashable
         if callable(lr):
             return {"learning_rate": last_rate(lr, count)}
         return {"learning_rate": float(lr)} if isinstance(lr, int | float | torch.Tensor) else {}
 
     def __repr__(self) -> str:
         return call("from_torch", {"cls": self.cls, **self.hyper})
+
+    def _spares_gradients(self) -> bool:
+        """Whether steps are known to leave gradients alone, and need no copies of them.
+
+        Only of torch's own classes, which do the same in all steps, a few of them show it.
+        """
+        if self.kind.spares_gradients is None:
+            self.kind.spares_gradients = self.cls.__module__.startswith("torch.optim.") and self._tried_on_gradients()
+        return self.kind.spares_gradients
+
+    def _tried_on_gradients(self) -> bool:
+        grads = [torch.ones(2, 2), torch.ones(2, 2)]
+        try:
+            live = Imperative(self.cls, self._arguments(0), [torch.zeros(2, 2), torch.zeros(2, 2)])
+            for _ in range(3):
+                live.step(grads)
+        except Exception:  # whatever it wants, it does not take this
+            return False
+        kept = {leaf.data_ptr() for leaf in tree.leaves(live.memory({}).contents()) if isinstance(leaf, torch.Tensor)}
+        return all(grad._version == 0 and grad.data_ptr() not in kept for grad in grads)
 
     def _arguments(self, count: int) -> dict[str, Any]:
         """The keyword arguments of the class for the update that follows ``count`` updates."""
@@ -205,5 +249,7 @@ def _check_leaves(cls: type, memory: Memory, paths: list[str]) -> None:
                 raise TypeError(f"{cls.__name__} keeps {tree.describe(leaf)} in {path}{name}, which cannot be saved")
 
 
-def _defaults(cls: type) -> dict[str, Any]:
-    return {name: p.default for name, p in inspect.signature(cls).parameters.items() if p.default is not p.empty}
+@functools.cache
+def _default_rate(cls: type) -> Any:
+    parameter = inspect.signature(cls).parameters.get("lr")
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default

@@ -34,21 +34,27 @@ class Optimizer(NamedTuple):
     Attributes:
         init: ``init(params) -> opt_state``. All memory exists from here on: structure, shapes and
             dtypes never change.
-        update: ``update(grads, opt_state, params, *, weight=1.0) -> (params, opt_state)``. Inputs are
-            not written to, and equal inputs give equal bits. ``grads`` is a tree like ``params``;
+        update: ``update(grads, opt_state, params, *, weight=1.0, donate=False) -> (params, opt_state)``.
+            Inputs are not written to, and equal inputs give equal bits. ``grads`` is a tree like ``params``;
             ``weight`` is the total weight (samples or tokens) that ``grads`` is a mean over, of which
-            `every` makes use. The result is not differentiable.
+            `every` makes use. With ``donate=True`` the caller gives up ``opt_state`` and ``params``: the same
+            bits may be written into their memory, after all that is checked. ``grads`` is never written to.
         count: ``count(opt_state) -> int``, the updates applied so far; schedules are functions of it.
         monitor: ``monitor(opt_state) -> dict[str, float]``, what is worth logging: the
             ``learning_rate`` that the last update used, or that the first one will use.
+
+    In a compiled region, under a ``torch.func`` transform, and where autograd records an input of it,
+    ``update`` is made of out-of-place tensor operations alone: it can be compiled, mapped and differentiated, and
+    agrees with the usual one to rounding. There ``count`` is a 0-d int64 tensor; in the first two cases
+    ``monitor`` gives 0-d float64 tensors.
 
     ``repr`` tells how the optimiser was made, in the same words in every process.
     """
 
     init: Callable[[Tree], Tree]
     update: Callable[..., tuple[Tree, Tree]]
-    count: Callable[[Tree], int]
-    monitor: Callable[[Tree], dict[str, float]]
+    count: Callable[[Tree], Any]
+    monitor: Callable[[Tree], dict[str, Any]]
 
     def __repr__(self) -> str:
         return _description(self)
@@ -82,7 +88,7 @@ def chain(*parts: Any) -> Any:  # type: ignore[misc] # mypy does not match *Any 
     made = _Chain(parts)
     if isinstance(parts[-1], Optimizer):
         return Optimizer(made.init, made.update, made.count, made.monitor)
-    return Transform(made.init, made.update)
+    return Transform(made.init, made.transform)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,18 +98,27 @@ class _Chain:
     def init(self, params: Tree) -> Tree:
         return tuple(part.init(params) for part in self.parts)
 
-    def update(self, grads: Tree, state: Tree, params: Tree, *, weight: Any = 1.0) -> tuple[Tree, Tree]:
-        found, states = grads, []
+    def transform(self, grads: Tree, state: Tree, params: Tree, *, weight: Any = 1.0) -> tuple[Tree, Tree]:
+        states = []
         for part, memory in zip(self.parts, state, strict=True):
-            # Each transform gives the next one's gradients; an optimiser, always last, gives parameters.
-            found, memory = part.update(found, memory, params, weight=weight)
+            grads, memory = part.update(grads, memory, params, weight=weight)
             states.append(memory)
-        return found, tuple(states)
+        return grads, tuple(states)
 
-    def count(self, state: Tree) -> int:
-        return int(self.parts[-1].count(state[-1]))
+    def update(
+        self, grads: Tree, state: Tree, params: Tree, *, weight: Any = 1.0, donate: bool = False
+    ) -> tuple[Tree, Tree]:
+        before, optimizer = _Chain(self.parts[:-1]), self.parts[-1]
+        grads, states = before.transform(grads, state[:-1], params, weight=weight)
+        # What an optimiser from elsewhere does not know is not asked of it.
+        given = {"weight": weight, "donate": True} if donate else {"weight": weight}
+        params, memory = optimizer.update(grads, state[-1], params, **given)
+        return params, (*states, memory)
 
-    def monitor(self, state: Tree) -> dict[str, float]:
+    def count(self, state: Tree) -> Any:
+        return self.parts[-1].count(state[-1])
+
+    def monitor(self, state: Tree) -> dict[str, Any]:
         return dict(self.parts[-1].monitor(state[-1]))
 
     def __repr__(self) -> str:

@@ -6,13 +6,15 @@ import math
 from typing import Any, get_args
 
 
-def number(name: str, value: Any, *, low: float = -math.inf, below: float = math.inf) -> float:
-    """A finite number in ``[low, below)``, as a float."""
+def number(name: str, value: Any, *, low: float = -math.inf, below: float = math.inf, high: float = math.inf) -> float:
+    """A finite number in ``[low, below)`` and at most ``high``, as a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and low <= value < below):
+    if not (math.isfinite(value) and low <= value < below and value <= high):
         if below < math.inf:
             wanted = f"at least {low:g} and less than {below:g}"
+        elif high < math.inf:
+            wanted = f"finite and at most {high:g}"
         else:
             wanted = "finite" if low == -math.inf else f"finite and at least {low:g}"
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
@@ -24,6 +26,14 @@ def positive(name: str, value: Any) -> float:
     if number(name, value) <= 0:
         raise ValueError(f"{name} must be above 0, got {value!r}")
     return float(value)
+
+
+def decays(name: str, value: Any) -> tuple[float, float]:
+    """Two numbers in ``[0, 1)``."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{name} must be two numbers, got {value!r}")
+    first, second = (number(f"{name}[{i}]", part, low=0, below=1) for i, part in enumerate(value))
+    return first, second
 
 
 def whole(name: str, value: Any, *, low: int = 1) -> int:

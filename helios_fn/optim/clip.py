@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+import functools
+import math
 
 import torch
 from torch.nn.utils import get_total_norm
 
-from .. import tree
-from ..types import Tree
+from ..tracing import by_formula
 from .base import Transform
 from .checks import positive
-from .text import call
+from .transforms.stateless import Leaves, stateless
 
 
 def clip_by_global_norm(max_norm: float) -> Transform:
     """Scale all gradients by one factor so that their joint Euclidean norm is at most ``max_norm``.
 
     The factor is ``min(max_norm / (norm + 1e-6), 1)``, where ``norm`` is the norm of the vector of the
-    tensors' norms, in the dtype of the gradients; it multiplies also where it is 1. These are the bits
-    of ``torch.nn.utils.clip_grad_norm_`` over the same tensors in the same (canonical) order. Nothing is
-    hidden: if a gradient is not finite, neither is the result.
+    tensors' norms, in the dtype of the gradients. These are the bits of ``torch.nn.utils.clip_grad_norm_`` over
+    the same tensors in the same (canonical) order. Nothing is hidden: if a gradient is not finite, neither is
+    the result. Gradients on the CPU whose norm is clearly below ``max_norm`` are returned themselves.
 
     Inside `every` the accumulated mean is clipped, before it each call's gradients are.
 
@@ -30,8 +29,9 @@ def clip_by_global_norm(max_norm: float) -> Transform:
     Raises:
         ValueError: ``max_norm`` is not above 0.
     """
-    clipper = _GlobalNorm(positive("max_norm", max_norm))
-    return Transform(clipper.init, clipper.update)
+    max_norm = positive("max_norm", max_norm)
+    function = functools.partial(_by_global_norm, max_norm=max_norm)
+    return stateless("clip_by_global_norm", {"max_norm": max_norm}, function)
 
 
 def clip_by_value(limit: float) -> Transform:
@@ -42,45 +42,44 @@ def clip_by_value(limit: float) -> Transform:
     Raises:
         ValueError: ``limit`` is not above 0.
     """
-    clipper = _Value(positive("limit", limit))
-    return Transform(clipper.init, clipper.update)
+    limit = positive("limit", limit)
+    return stateless("clip_by_value", {"limit": limit}, functools.partial(_by_value, limit=limit))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _GlobalNorm:
-    max_norm: float
-
-    def init(self, params: Tree) -> Tree:
-        return ()
-
-    @torch.no_grad()
-    def update(self, grads: Tree, state: Tree, params: Tree, *, weight: Any = 1.0) -> tuple[Tree, Tree]:
-        leaves, treespec = tree.flatten(grads)
-        if not leaves:
-            return grads, state
-        # Clamped on the device: no test of the norm on the host.
-        factor = torch.clamp(self.max_norm / (get_total_norm(leaves) + 1e-6), max=1.0)
-        return tree.unflatten(treespec, torch._foreach_mul(leaves, factor)), state
-
-    def __repr__(self) -> str:
-        return call("clip_by_global_norm", {"max_norm": self.max_norm})
+def _by_global_norm(leaves: Leaves, *, max_norm: float) -> Leaves:
+    if by_formula(leaves):
+        norms = [torch.linalg.vector_norm(leaf) for leaf in leaves]
+        return _scaled(leaves, _factor(_joint(norms), max_norm))
+    if len({(leaf.dtype, leaf.device) for leaf in leaves}) > 1:
+        return _scaled(leaves, _factor(get_total_norm(leaves), max_norm))
+    norms = list(torch._foreach_norm(leaves))
+    if leaves[0].is_cpu and _clearly_below(norms, max_norm):
+        return leaves
+    # Elsewhere clamped on the device: no test of the norm on the host.
+    return list(torch._foreach_mul(leaves, _factor(_joint(norms), max_norm)))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Value:
-    limit: float
+def _joint(norms: Leaves) -> torch.Tensor:
+    return torch.linalg.vector_norm(torch.stack(norms))
 
-    def init(self, params: Tree) -> Tree:
-        return ()
 
-    @torch.no_grad()
-    def update(self, grads: Tree, state: Tree, params: Tree, *, weight: Any = 1.0) -> tuple[Tree, Tree]:
-        leaves, treespec = tree.flatten(grads)
-        if not leaves:
-            return grads, state
-        clamped = torch._foreach_clamp_min(leaves, -self.limit)
-        torch._foreach_clamp_max_(clamped, self.limit)
-        return tree.unflatten(treespec, clamped), state
+def _factor(norm: torch.Tensor, max_norm: float) -> torch.Tensor:
+    return torch.clamp(max_norm / (norm + 1e-6), max=1.0)
 
-    def __repr__(self) -> str:
-        return call("clip_by_value", {"limit": self.limit})
+
+def _clearly_below(norms: Leaves, max_norm: float) -> bool:
+    # The margin covers the rounding of bfloat16, so that the factor would have been 1.
+    return 1.02 * (math.hypot(*(norm.item() for norm in norms)) + 1e-6) < max_norm
+
+
+def _scaled(leaves: Leaves, factor: torch.Tensor) -> Leaves:
+    # Of several dtypes the factor has the widest, to which a 0-d leaf would be promoted.
+    return [(leaf * factor.to(leaf.device)).to(leaf.dtype) for leaf in leaves]
+
+
+def _by_value(leaves: Leaves, *, limit: float) -> Leaves:
+    if by_formula(leaves):
+        return [leaf.clamp(-limit, limit) for leaf in leaves]
+    clamped = list(torch._foreach_clamp_min(leaves, -limit))
+    torch._foreach_clamp_max_(clamped, limit)
+    return clamped

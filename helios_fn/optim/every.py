@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import accumulate, tree
+from ..tracing import by_formula, is_traced, stored
 from ..types import Tree
 from .base import Optimizer, Transform, hint
 from .checks import whole
-from .tensors import Template, clone, leaves_like, updatable_leaves
+from .formulas import at, double, pick
+from .layout import Known, survey
+from .tensors import check_like, clone, leaves_like, updatable_leaves
 from .text import brief
 
 
@@ -43,6 +46,8 @@ def every(m: int, optimizer: Optimizer) -> Optimizer:
     which is what accumulating in the iteration unit does. Gradients that are pending when a run
     ends are not applied; they are state, and a longer run goes on with them.
 
+    Where no branch may depend on a value (compiled or mapped) every call computes the update and selects it or not.
+
     Raises:
         TypeError: ``m`` is not an integer or ``optimizer`` not an `Optimizer`.
         ValueError: ``m`` is below 1; in ``update``, a weight is negative or not finite.
@@ -58,51 +63,114 @@ def every(m: int, optimizer: Optimizer) -> Optimizer:
 class _Every:
     m: int
     optimizer: Optimizer
-    flatten: tree.Flattener = dataclasses.field(default_factory=tree.Flattener, compare=False)
+    known: Known = dataclasses.field(default_factory=Known, compare=False)
 
     def init(self, params: Tree) -> EveryState:
         leaves, treespec = updatable_leaves(params)
-        return _empty(self.optimizer.init(params), accumulate.zeros(leaves), treespec)
+        return _empty(self.optimizer.init(params), tree.unflatten(treespec, accumulate.zeros(leaves)))
 
-    @torch.no_grad()
-    def update(self, grads: Tree, state: EveryState, params: Tree, *, weight: Any = 1.0) -> tuple[Tree, EveryState]:
-        leaves, treespec = self.flatten(params)
-        gradients = leaves_like(grads, params, treespec, Template(leaves))
+    def update(
+        self, grads: Tree, state: EveryState, params: Tree, *, weight: Any = 1.0, donate: bool = False
+    ) -> tuple[Tree, EveryState]:
+        if is_traced():
+            return self._selected(grads, state, params, weight, donate)
+        leaves, treespec, gradients = self._checked(grads, params)
         weight = _checked_weight(weight)
+        if self.m == 1:
+            # Nothing to average, and w * g / w would not give g's bits back.
+            return self._moved(treespec.unflatten(gradients), state, params, weight, state.pending, donate)
         calls, total = int(state.calls) + 1, float(state.weight) + weight
-        acc = _added(state, gradients, weight)
-        if calls < self.m:
-            pending = EveryState(state.inner, tree.unflatten(treespec, acc), _total(total), state.calls + 1)
-            return params, pending
+        recorded = by_formula((*gradients, *tree.leaves(state.pending)))
+        with torch.set_grad_enabled(recorded):
+            acc = _added(state, gradients, weight, overwrite=donate and not recorded)
+            if calls < self.m:
+                pending = treespec.unflatten(acc)
+                return params, EveryState(state.inner, pending, _total(total), state.calls + 1)
+            mean = treespec.unflatten(accumulate.divide(acc, total, like=gradients))
+        return self._moved(mean, state, params, total, treespec.unflatten(accumulate.zeros(leaves)), donate)
+
+    def _moved(
+        self, mean: Tree, state: EveryState, params: Tree, total: float, pending: Tree, donate: bool
+    ) -> tuple[Tree, EveryState]:
+        """After the last of ``m`` calls."""
         inner = state.inner
         if total > 0:
-            # With one call there is nothing to average, and w * g / w would not give g's bits back.
-            mean = gradients if self.m == 1 else accumulate.divide(acc, total, like=gradients)
-            params, inner = self.optimizer.update(tree.unflatten(treespec, mean), inner, params, weight=total)
-        return params, _empty(inner, accumulate.zeros(leaves), treespec)
+            given = {"weight": total, "donate": True} if donate else {"weight": total}
+            params, inner = self.optimizer.update(mean, inner, params, **given)
+        return params, _empty(inner, pending)
 
-    def count(self, state: EveryState) -> int:
-        return int(self.optimizer.count(state.inner))
+    def _selected(
+        self, grads: Tree, state: EveryState, params: Tree, weight: Any, donate: bool
+    ) -> tuple[Tree, EveryState]:
+        """The same where values are unknown."""
+        leaves, treespec = tree.flatten(params)
+        gradients = leaves_like(grads, params, treespec)
+        check_like("grads", gradients, leaves, lambda: tree.paths(params))
+        weight = double(weight if isinstance(weight, torch.Tensor) else _checked_weight(weight))
+        calls, total = state.calls + 1, state.weight + weight
+        full, some = calls >= self.m, total > 0
+        mean, pending = gradients, tree.leaves(state.pending)
+        if self.m > 1:
+            terms = [_term(leaf, weight) for leaf in gradients]
+            acc = [pick(calls == 1, term, old + term) for old, term in zip(pending, terms, strict=True)]
+            # By 1 where there is no weight: a NaN that is not selected would still reach the derivatives.
+            divisor = pick(some, total, torch.ones_like(total))
+            mean = [(leaf / at(leaf, divisor)).to(like.dtype) for leaf, like in zip(acc, gradients, strict=True)]
+            pending = [pick(full, torch.zeros_like(leaf), leaf) for leaf in acc]
+        new, inner = self.optimizer.update(tree.unflatten(treespec, mean), state.inner, params, weight=total)
+        # In this order, as a tree: what is selected where the update is due, and what in any case.
+        before, after = (params, state.inner), (new, inner)
+        moved = [
+            pick(full & some, there, here)
+            for here, there in zip(tree.tensors(before), tree.tensors(after), strict=True)
+        ]
+        rest = [*pending, pick(full, torch.zeros_like(total), total), pick(full, torch.zeros_like(calls), calls)]
+        old = (*before, state.pending, state.weight, state.calls)
+        found = stored([*moved, *rest], tree.tensors(old), donate=donate)
+        params, *fields = tree.with_tensors(old, found)
+        return params, EveryState(*fields)
 
-    def monitor(self, state: EveryState) -> dict[str, float]:
+    def _checked(self, grads: Tree, params: Tree) -> tuple[list[torch.Tensor], Any, list[torch.Tensor]]:
+        """The leaves of ``params``, their structure, and the gradients for them, laid out in memory like them."""
+        seen = self.known.recall(params, (), grads)
+        if seen is None:
+            leaves, treespec = tree.flatten(params)
+            gradients = leaves_like(grads, params, treespec)
+            check_like("grads", gradients, leaves, lambda: tree.paths(params))
+            if by_formula((*leaves, *gradients)):
+                return leaves, treespec, gradients
+            seen = self.known.keep(survey(leaves, gradients, (), ()), params, (), grads)
+        with torch.no_grad():
+            return seen.leaves, seen.treespec, seen.layout.fitted(seen.grads, seen.leaves)
+
+    def count(self, state: EveryState) -> Any:
+        return self.optimizer.count(state.inner)
+
+    def monitor(self, state: EveryState) -> dict[str, Any]:
         return dict(self.optimizer.monitor(state.inner))
 
     def __repr__(self) -> str:
         return f"every({self.m}, {self.optimizer!r})"
 
 
-def _added(state: EveryState, gradients: list[torch.Tensor], weight: float) -> list[torch.Tensor]:
+def _added(state: EveryState, gradients: list[torch.Tensor], weight: float, *, overwrite: bool) -> list[torch.Tensor]:
     terms = accumulate.scale(gradients, weight)
     if int(state.calls) == 0:
         return terms
-    acc = clone(tree.leaves(state.pending))
+    acc = tree.leaves(state.pending) if overwrite else clone(tree.leaves(state.pending))
     accumulate.add_(acc, terms)
     return acc
 
 
-def _empty(inner: Tree, zeros: list[torch.Tensor], treespec: Any) -> EveryState:
-    calls = torch.zeros((), dtype=torch.int64, device="cpu")
-    return EveryState(inner, tree.unflatten(treespec, zeros), _total(0.0), calls)
+def _term(leaf: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """What `helios_fn.accumulate.scale` makes of a leaf, also where the leaf is 0-d and would turn into float64."""
+    wide = accumulate.widen(leaf)
+    factor = at(wide, weight)
+    return torch.where(factor == 0, 0, wide * factor)
+
+
+def _empty(inner: Tree, pending: Tree) -> EveryState:
+    return EveryState(inner, pending, _total(0.0), torch.zeros((), dtype=torch.int64, device="cpu"))
 
 
 def _total(weight: float) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import tree
+from .signature import Signature
 from .tensors import clone
 
 
@@ -34,6 +35,33 @@ class Memory:
     def _rebuilt(self, function: Callable[[list[Any]], list[Any]]) -> Memory:
         leaves, treespec = tree.flatten(self.contents())
         return Memory(**tree.unflatten(treespec, function(leaves)))
+
+
+class Kind:
+    """What a memory of a class is like: structure, types and placement, learned once and recognised from then on.
+
+    ``spares_gradients`` is whether the class leaves gradients alone, ``None`` while nobody has looked.
+    """
+
+    __slots__ = ("_flatten", "_learned", "spares_gradients")
+
+    def __init__(self) -> None:
+        self._flatten = tree.Flattener()
+        self._learned: tuple[Any, list[type], Signature] | None = None
+        self.spares_gradients: bool | None = None
+
+    def learn(self, memory: Memory) -> None:
+        """Remember the kind of ``memory``."""
+        leaves, treespec = self._flatten.outside(memory.contents())
+        self._learned = (treespec, [type(leaf) for leaf in leaves], Signature(_tensors(leaves)))
+
+    def matches(self, memory: Memory) -> bool:
+        """Whether another is of the kind that was learned last."""
+        if self._learned is None:
+            return False
+        leaves, found = self._flatten.outside(memory.contents())
+        treespec, types, signature = self._learned
+        return treespec == found and types == [type(leaf) for leaf in leaves] and signature.matches(_tensors(leaves))
 
 
 class Imperative:
@@ -91,6 +119,10 @@ class Imperative:
     def release(self) -> list[torch.Tensor]:
         """The parameters as plain tensors."""
         return [leaf.requires_grad_(False) for leaf in self.leaves]
+
+
+def _tensors(leaves: list[Any]) -> list[torch.Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _same(left: Any, right: Any) -> bool:

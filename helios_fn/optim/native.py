@@ -1,4 +1,4 @@
-"""What the native optimisers share: torch's in-place kernels, made pure by private copies.
+"""What the native optimisers share: torch's in-place kernels, on private copies or on memory that was given up.
 
 The state is laid out as torch's own: for each parameter a dict of slots, such as
 ``opt_state.slots['head.weight']['exp_avg']``, and one update count for all of them.
@@ -6,24 +6,27 @@ The state is laid out as torch's own: for each parameter a dict of slots, such a
 ``mode`` names the family of kernels and is part of the numeric contract, since their last bits
 differ: ``"fused"`` (one kernel per update), ``"foreach"`` (one per operation), ``"loop"`` (one per operation
 and tensor). It is never chosen silently: tensors that the fused kernels do not cover are refused by
-``init``.
+``init``. In compiled regions, under ``torch.func`` transforms, and where autograd records an input, the
+update is the algorithm's formula, which agrees with ``"loop"`` to rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from .. import tree
+from ..tracing import by_formula, is_traced
 from ..types import Tree
 from .base import Optimizer
-from .schedules.base import Rate, last_rate, rate_at
-from .tensors import Template, at, clone, leaves_like, updatable_leaves
-
-Mode: TypeAlias = Literal["fused", "foreach", "loop"]
+from .formulated import formulated
+from .layout import Group, Known, Layout, survey, take
+from .rule import Rule
+from .schedules.base import last_rate, rate_at
+from .tensors import at, check_like, leaves_like, placed, updatable_leaves
 
 
 class NativeState(NamedTuple):
@@ -33,105 +36,135 @@ class NativeState(NamedTuple):
     slots: Tree
 
 
-class Rule(Protocol):
-    """One algorithm: its hyperparameters, the names of its slots, and one update in place."""
-
-    @property
-    def lr(self) -> Rate:
-        """The learning rate or its schedule."""
-
-    @property
-    def mode(self) -> Mode:
-        """The family of kernels."""
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """The names of the slots, sorted."""
-
-    def apply(
-        self,
-        params: list[torch.Tensor],
-        grads: list[torch.Tensor],
-        slots: list[list[torch.Tensor]],
-        *,
-        count: int,
-        lr: float,
-    ) -> None:
-        """Overwrite ``params`` and the tensors of ``slots`` (one list per name), but not ``grads``.
-
-        All are private, of one dtype and device, and laid out in memory alike. ``count`` is the number
-        of updates before this one.
-        """
-
-
 def native(rule: Rule) -> Optimizer:
     """The pure optimiser that applies ``rule``."""
-    made = _Native(rule)
+    made = Native(rule)
     return Optimizer(made.init, made.update, made.count, made.monitor)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Native:
+class Native:
+    """The functions of a native optimiser."""
+
     rule: Rule
-    flatten_params: tree.Flattener = dataclasses.field(default_factory=tree.Flattener, compare=False)
-    flatten_slots: tree.Flattener = dataclasses.field(default_factory=tree.Flattener, compare=False)
+    known: Known = dataclasses.field(default_factory=Known, compare=False)
 
     def init(self, params: Tree) -> NativeState:
+        """See `Optimizer`."""
         leaves, treespec = updatable_leaves(params)
-        if self.rule.mode == "fused":
-            _check_fused(params)
-        slots = [{name: torch.zeros_like(leaf) for name in self.rule.slots} for leaf in leaves]
+        for path, leaf in tree.items(params):
+            refusal = _unfused(self.rule, leaf) or self.rule.refusal(leaf)
+            if refusal:
+                raise ValueError(f"{at('params', path)} is {placed(leaf)}: {refusal}")
+        slots = [self.rule.slots(leaf.detach()) for leaf in leaves]
         return NativeState(torch.zeros((), dtype=torch.int64, device="cpu"), tree.unflatten(treespec, slots))
 
-    @torch.no_grad()
-    def update(self, grads: Tree, state: NativeState, params: Tree, *, weight: Any = 1.0) -> tuple[Tree, NativeState]:
-        leaves, treespec = self.flatten_params(params)
-        memory, memory_spec = self.flatten_slots(state.slots)
-        names, count = self.rule.slots, int(state.count)
-        if len(memory) != len(names) * len(leaves):
-            raise ValueError(f"this opt_state was not made by {self!r} for these params: it has other slots")
-        private = clone([*leaves, *memory])
-        new, rows = private[: len(leaves)], private[len(leaves) :]
-        template = Template(new)
-        # The slots come parameter by parameter, in the sorted order of their names.
-        slots = [template.fit(rows[i :: len(names)], f"the slot {name!r}") for i, name in enumerate(names)]
-        self._apply(template, new, leaves_like(grads, params, treespec, template), slots, count)
-        rows = [slot for row in zip(*slots, strict=True) for slot in row]
-        return treespec.unflatten(new), NativeState(state.count + 1, memory_spec.unflatten(rows))
+    def update(
+        self, grads: Tree, state: NativeState, params: Tree, *, weight: Any = 1.0, donate: bool = False
+    ) -> tuple[Tree, NativeState]:
+        """See `Optimizer`."""
+        return self.updated(self.rule, grads, state, params, donate=donate)
 
-    def _apply(
-        self,
-        template: Template,
-        params: list[torch.Tensor],
-        grads: list[torch.Tensor],
-        slots: list[list[torch.Tensor]],
-        count: int,
-    ) -> None:
-        lr = rate_at(self.rule.lr, count)
-        for indices in template.groups():
-            self.rule.apply(
-                [params[i] for i in indices],
-                [grads[i] for i in indices],
-                [[slot[i] for i in indices] for slot in slots],
-                count=count,
-                lr=lr,
-            )
+    def updated(
+        self, rule: Rule, grads: Tree, state: NativeState, params: Tree, *, donate: bool
+    ) -> tuple[Tree, NativeState]:
+        """The update by ``rule``, which differs from this optimiser's own in the values of hyperparameters at most."""
+        if is_traced():
+            return _formulated(rule, grads, state, params, donate)
+        seen = self.known.recall(params, state.slots, grads)
+        if seen is None:
+            if by_formula(tree.leaves((params, state.slots, grads))):
+                return _formulated(rule, grads, state, params, donate)
+            seen = self.known.keep(_surveyed(rule, params, state, grads), params, state.slots, grads)
+        layout, size, count = seen.layout, len(seen.leaves), int(state.count)
+        lr = rate_at(rule.lr, count)
+        with torch.no_grad():
+            own = layout.own([*seen.leaves, *seen.memory], seen.grads, donate=donate)
+            gradients = layout.fitted(seen.grads, own)
+            for group in layout.groups:
+                slots = [take(own, index) for index in group.slots]
+                rule.apply(take(own, group.params), take(gradients, group.params), slots, count=count, lr=lr)
+            advanced = state.count.add_(1) if donate else state.count + 1
+        return seen.treespec.unflatten(own[:size]), NativeState(advanced, seen.memory_spec.unflatten(own[size:]))
 
-    def count(self, state: NativeState) -> int:
-        return int(state.count)
+    def count(self, state: NativeState) -> int | torch.Tensor:
+        """See `Optimizer`."""
+        return state.count if is_traced() else int(state.count)
 
-    def monitor(self, state: NativeState) -> dict[str, float]:
-        return {"learning_rate": last_rate(self.rule.lr, int(state.count))}
+    def monitor(self, state: NativeState) -> dict[str, Any]:
+        """See `Optimizer`."""
+        return monitored(self.rule.lr, state.count)
 
     def __repr__(self) -> str:
         return repr(self.rule)
 
 
-def _check_fused(params: Tree) -> None:
-    devices = _get_fused_kernels_supported_devices()
-    for path, leaf in tree.items(params):
-        if leaf.device.type not in devices or not leaf.is_floating_point():
-            raise ValueError(
-                f"mode='fused' has no kernel for {at('params', path)}, {tree.describe(leaf)} on {leaf.device}: "
-                "choose mode='foreach' or mode='loop'"
-            )
+def monitored(lr: Any, count: torch.Tensor) -> dict[str, Any]:
+    """The rate that the last update used, or that the first one will use: a float, or where traced a tensor."""
+    if not is_traced():
+        return {"learning_rate": float(last_rate(lr, int(count)))}
+    return {"learning_rate": torch.as_tensor(last_rate(lr, count), dtype=torch.float64)}
+
+
+def _formulated(rule: Rule, grads: Tree, state: NativeState, params: Tree, donate: bool) -> tuple[Tree, NativeState]:
+    params, count, slots = formulated(rule, grads, state.count, state.slots, params, donate=donate)
+    return params, NativeState(count, slots)
+
+
+def _surveyed(rule: Rule, params: Tree, state: NativeState, grads: Tree) -> Layout:
+    """The full check of an update's tensors."""
+    leaves, treespec = tree.flatten(params)
+    held, gradients = [*leaves, *tree.leaves(state.slots)], leaves_like(grads, params, treespec)
+    paths = tree.paths(params)
+    check_like("grads", gradients, leaves, lambda: paths)
+    foreign = ValueError(f"this opt_state was not made by {rule!r} for these params: it has other slots")
+    try:
+        rows = treespec.flatten_up_to(state.slots)
+    except ValueError:
+        raise foreign from None
+    names = [rule.names(leaf) for leaf in leaves]
+    if any(not isinstance(row, dict) or tuple(sorted(row)) != own for row, own in zip(rows, names, strict=True)):
+        raise foreign
+    for leaf, row, path in zip(leaves, rows, paths, strict=True):
+        for name, wanted in rule.slots(torch.empty_like(leaf, device="meta")).items():
+            slot = row[name]
+            kind = (slot.shape, slot.dtype, slot.device) if isinstance(slot, torch.Tensor) else None
+            if kind != (wanted.shape, wanted.dtype, leaf.device):
+                raise ValueError(
+                    f"the slot {name!r} of {at('params', path)} is {placed(slot)}, not {tree.describe(wanted)} on "
+                    f"{leaf.device}: this opt_state was made for other params"
+                )
+    places = _places(names)
+    pairs = [(i, j) for j, own in enumerate(places) for i in own if held[i].shape == leaves[j].shape]
+    return survey(held, gradients, pairs, _groups(leaves, names, places))
+
+
+def _places(names: list[tuple[str, ...]]) -> list[range]:
+    """Where the slots of each parameter are: behind all parameters, one after another, in the order of names."""
+    places, first = [], len(names)
+    for own in names:
+        places.append(range(first, first + len(own)))
+        first += len(own)
+    return places
+
+
+def _groups(leaves: list[torch.Tensor], names: list[tuple[str, ...]], places: list[range]) -> tuple[Group, ...]:
+    """The parameters that a kernel takes together: of one dtype and device, with slots of the same names."""
+    members: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        members.setdefault((leaf.dtype, leaf.device, names[i]), []).append(i)
+    if len(members) == 1:
+        n, width = len(leaves), len(names[0])
+        return (Group(slice(0, n), tuple(slice(n + i, None, width) for i in range(width))),)
+    return tuple(
+        Group(tuple(indices), tuple(tuple(places[i][k] for i in indices) for k in range(len(own))))
+        for (_, _, own), indices in members.items()
+    )
+
+
+def _unfused(rule: Rule, leaf: torch.Tensor) -> str:
+    if getattr(rule, "mode", None) != "fused":
+        return ""
+    if leaf.device.type in _get_fused_kernels_supported_devices() and leaf.is_floating_point():
+        return ""
+    return "mode='fused' has no kernel for it, choose mode='foreach' or mode='loop'"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.optim.sgd import sgd as _kernels
 
 from .base import Optimizer
-from .checks import choice, flag, number
-from .native import Mode, native
+from .checks import flag, number
+from .formulas import at, pick, present
+from .native import native
+from .rule import Count, Mode, Rule, Scalar, Tensors, Updated, checked_mode
 from .schedules.base import Rate, checked_rate
 from .tensors import clone
-from .text import call
 
 
 def sgd(
@@ -50,7 +52,7 @@ def sgd(
         weight_decay=number("weight_decay", weight_decay, low=0),
         nesterov=flag("nesterov", nesterov),
         maximize=flag("maximize", maximize),
-        mode=choice("mode", mode, Mode),
+        mode=checked_mode(mode),
     )
     if nesterov and (momentum == 0 or dampening != 0):
         raise ValueError(
@@ -59,33 +61,24 @@ def sgd(
     return native(rule)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SGDRule:
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class SGDRule(Rule):
     """The update of SGD; the velocity exists from the start and is not read before it was written."""
 
-    lr: Rate
-    momentum: float
-    dampening: float
-    weight_decay: float
+    name: ClassVar[str] = "sgd"
+    momentum: Scalar
+    dampening: Scalar
+    weight_decay: Scalar
     nesterov: bool
     maximize: bool
     mode: Mode
 
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """The names of the slots, sorted."""
-        return ("momentum_buffer",) if self.momentum else ()
+    def names(self, param: Tensor) -> tuple[str, ...]:
+        """See `Rule`."""
+        return ("momentum_buffer",) if present(self.momentum) else ()
 
-    def apply(
-        self,
-        params: list[torch.Tensor],
-        grads: list[torch.Tensor],
-        slots: list[list[torch.Tensor]],
-        *,
-        count: int,
-        lr: float,
-    ) -> None:
-        """One update in place, see `helios_fn.optim.native.Rule`."""
+    def apply(self, params: Tensors, grads: Tensors, slots: list[Tensors], *, count: int, lr: float) -> None:
+        """See `Rule`."""
         velocities = slots[0] if self.momentum else []
         settings: dict[str, Any] = {
             "lr": lr,
@@ -107,5 +100,14 @@ class SGDRule:
         if self.momentum and absent:
             torch._foreach_copy_(velocities, buffers)
 
-    def __repr__(self) -> str:
-        return call("sgd", {key: getattr(self, key) for key in self.__slots__})
+    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, *, count: Count, lr: Scalar) -> Updated:
+        """See `Rule`."""
+        grad = -grad if self.maximize else grad
+        if present(self.weight_decay):
+            grad = grad + at(param, self.weight_decay) * param
+        if not slots:
+            return param - at(param, lr) * grad, []
+        momentum = at(param, self.momentum)
+        velocity = pick(count == 0, grad, momentum * slots[0] + at(param, 1 - self.dampening) * grad)
+        direction = grad + momentum * velocity if self.nesterov else velocity
+        return param - at(param, lr) * direction, [velocity]

@@ -33,22 +33,28 @@ class Ambient(NamedTuple):
 
 def capture() -> Ambient:
     """The present states."""
-    return Ambient(
-        torch.default_generator.get_state(),
-        tuple([each.get_state() for each in _cuda_generators()]),
-        twisters.save_python(),
-        twisters.save_numpy(),
-    )
+    return Ambient(*capture_torch(), twisters.save_python(), twisters.save_numpy())
+
+
+def capture_torch() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The present states of torch's generators: the CPU's, and those of CUDA."""
+    return torch.default_generator.get_state(), tuple([each.get_state() for each in _cuda_generators()])
 
 
 def restore(ambient: Ambient) -> None:
     """Put captured states back."""
-    torch.default_generator.set_state(ambient.torch)
-    if ambient.cuda:
-        for each, state in zip(_cuda_generators(), ambient.cuda, strict=True):
-            each.set_state(state)
+    restore_torch(ambient[:2])
     twisters.load_python(ambient.python)
     twisters.load_numpy(ambient.numpy)
+
+
+def restore_torch(captured: tuple[torch.Tensor, tuple[torch.Tensor, ...]]) -> None:
+    """Put captured states of torch's generators back."""
+    cpu, cuda = captured
+    torch.default_generator.set_state(cpu)
+    if cuda:
+        for each, state in zip(_cuda_generators(), cuda, strict=True):
+            each.set_state(state)
 
 
 def seed(words: Words) -> None:
@@ -57,12 +63,21 @@ def seed(words: Words) -> None:
     All CUDA devices get the same seed, so that noise does not depend on which device a process uses.
     """
     fill = state_words(words, 1 + 3 * _HALF)
+    _seed_torch(fill)
+    data = fill.tobytes()
+    twisters.seed_python(data[8 + 8 * _HALF : 8 + 16 * _HALF])
+    twisters.seed_numpy(data[8 + 16 * _HALF :])
+
+
+def seed_torch(words: Words) -> None:
+    """The part of `seed` that concerns torch."""
+    _seed_torch(state_words(words, 1 + _HALF))
+
+
+def _seed_torch(fill: np.ndarray) -> None:
     set_torch_state(torch.default_generator, fill[: 1 + _HALF])
     for each in _cuda_generators():
         each.manual_seed(int(fill[0]))
-    rest = fill[1 + _HALF :].tobytes()
-    twisters.seed_python(rest[: 8 * _HALF])
-    twisters.seed_numpy(rest[8 * _HALF :])
 
 
 def ambient_fingerprint() -> dict[str, bytes]:
@@ -71,8 +86,8 @@ def ambient_fingerprint() -> dict[str, bytes]:
     The names are "torch", "torch.cuda:<i>" (once CUDA is initialised), "random" and "numpy.random".
     """
     ambient = capture()
-    prints = {"torch": ambient.torch.numpy().tobytes()}
-    prints |= {f"torch.cuda:{i}": state.numpy().tobytes() for i, state in enumerate(ambient.cuda)}
+    prints = {"torch": _bytes_of_tensor(ambient.torch)}
+    prints |= {f"torch.cuda:{i}": _bytes_of_tensor(state) for i, state in enumerate(ambient.cuda)}
     prints["random"] = _bytes_of(ambient.python)
     prints["numpy.random"] = _bytes_of(ambient.numpy)
     return prints
@@ -110,6 +125,11 @@ class preserved_globals:  # noqa: N801 - used like a function
         if saved is None:
             raise RuntimeError("this context is not open")
         restore(saved)
+
+
+def _bytes_of_tensor(state: torch.Tensor) -> bytes:
+    with torch._C._DisableFuncTorch():  # under torch.func.grad no tensor gives its memory
+        return state.numpy().tobytes()
 
 
 def _bytes_of(state: PythonState | NumpyState) -> bytes:

@@ -94,6 +94,13 @@ def blocks(parent: Words, numbers: np.ndarray, tag: int) -> np.ndarray:
     return philox_numpy((numbers & mask) ^ np.uint64(r3), numbers >> half, r2, tag, r0, r1)
 
 
+def children(parent: Words, numbers: np.ndarray, tag: int) -> np.ndarray:
+    """`child` for many numbers (uint64, shape (n,)): uint64 of shape (n, 2)."""
+    w = blocks(parent, numbers, tag).astype(np.uint64)
+    joined: np.ndarray = w[:, 0::2] | w[:, 1::2] << np.uint64(32)
+    return joined
+
+
 def halves(word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The low and the high 32 bits of 64-bit patterns in int64."""
     return word & MASK32, (word >> 32) & MASK32

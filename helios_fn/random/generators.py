@@ -11,6 +11,8 @@ the low 32 bits of a seed, where about 77,000 derived seeds already collide with
 
 from __future__ import annotations
 
+import ctypes
+import struct
 import threading
 from typing import Any
 
@@ -26,6 +28,7 @@ STATE_WORDS = 624
 
 _PURPOSE = 1
 _WARM_UP = 12
+_FOUR_WORDS = struct.Struct("=4Q").pack_into
 _HEADER = 3  # torch's state begins with: the seed; "left" and "seeded"; "next" (8 bytes each)
 
 
@@ -68,14 +71,9 @@ def torch_generator(words: Words, device: torch.device) -> torch.Generator:
 
 def state_words(words: Words, count: int) -> np.ndarray:
     """The first ``count`` words (uint64) that states are filled with; see the module's docstring."""
-    expander = _scratch().sfc64
-    expander.state = {
-        "bit_generator": "SFC64",
-        "state": {"state": np.array((*words, _PURPOSE, 1), np.uint64)},
-        "has_uint32": 0,
-        "uinteger": 0,
-    }
-    return expander.random_raw(_WARM_UP + count)[_WARM_UP:]
+    scratch = _scratch()
+    scratch.reset(words)
+    return scratch.sfc64.random_raw(_WARM_UP + count)[_WARM_UP:]
 
 
 def set_torch_state(target: torch.Generator, words: np.ndarray) -> None:
@@ -91,6 +89,7 @@ class _Scratch:
 
     def __init__(self) -> None:
         self.sfc64: Any = np.random.SFC64(0)
+        self._memory = _verified_memory(self.sfc64)
         self.tensor = torch.Generator().manual_seed(1).get_state()
         self.state = self.tensor.numpy().view(np.uint64)
         self.twister = self.state[_HEADER : _HEADER + STATE_WORDS]
@@ -101,12 +100,31 @@ class _Scratch:
                 "not know; use a version of torch that the requirements name"
             )
 
+    def reset(self, words: Words) -> None:
+        """Put the expander into the state that two words stand for."""
+        if self._memory is not None:
+            _FOUR_WORDS(self._memory, 0, *words, _PURPOSE, 1)
+        else:
+            state = np.array((*words, _PURPOSE, 1), np.uint64)
+            official = {"bit_generator": "SFC64", "state": {"state": state}, "has_uint32": 0, "uinteger": 0}
+            self.sfc64.state = official
 
-_local = threading.local()
+
+def _verified_memory(sfc64: Any) -> Any:
+    """Where an SFC64 keeps its state, if it can be verified: ten times faster to write than to set officially."""
+    memory = (ctypes.c_uint64 * 4).from_address(sfc64.ctypes.state_address)
+    return memory if list(memory) == sfc64.state["state"]["state"].tolist() else None
+
+
+class _Local(threading.local):
+    scratch: _Scratch | None = None
+
+
+_local = _Local()
 
 
 def _scratch() -> _Scratch:
-    if not hasattr(_local, "scratch"):
-        _local.scratch = _Scratch()
-    scratch: _Scratch = _local.scratch
+    scratch = _local.scratch
+    if scratch is None:
+        scratch = _local.scratch = _Scratch()
     return scratch

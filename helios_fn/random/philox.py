@@ -11,6 +11,7 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import numpy as np
@@ -49,20 +50,44 @@ def philox_numpy(
     c0: np.ndarray, c1: np.ndarray, c2: np.ndarray | int, c3: np.ndarray | int, k0: int, k1: int
 ) -> np.ndarray:
     """Blocks of one key: counters of shape (n,) or integers, words in [0, 2**32), give uint32 of shape (n, 4)."""
+    result = np.empty((len(c0), 4), np.uint32)
+    for column, words in enumerate(philox_words(c0, c1, c2, c3, k0, k1)):
+        result[:, column] = words
+    return result
+
+
+def philox_words(
+    c0: np.ndarray,
+    c1: np.ndarray,
+    c2: np.ndarray | int,
+    c3: np.ndarray | int,
+    k0: np.ndarray | int,
+    k1: np.ndarray | int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`philox_numpy` as four arrays of shape (n,), one for each word of the blocks: uint64 in [0, 2**32).
+
+    The key may differ from block to block: arrays (uint64) that broadcast to shape (n,).
+    """
     # Both multiplications of a round are one NumPy call on two lanes: for small n the calls are the cost.
     even, odd = np.empty((2, 2, len(c0)), np.uint64)
     even[0], odd[0], even[1], odd[1] = c0, c1, c2, c3
     product = np.empty_like(even)
     crossed = product[::-1]
-    for round_key in np.array(_round_keys(k0, k1), np.uint64)[:, :, None]:
+    for round_key in _round_keys_numpy(k0, k1):
         np.multiply(even, _LANES, out=product)
         np.right_shift(crossed, _HALF, out=even)
         even ^= odd
         even ^= round_key
         np.bitwise_and(crossed, _LOW, out=odd)
-    result = np.empty((len(c0), 4), np.uint32)
-    result[:, 0], result[:, 1], result[:, 2], result[:, 3] = even[0], odd[0], even[1], odd[1]
-    return result
+    return even[0], odd[0], even[1], odd[1]
+
+
+def _round_keys_numpy(k0: np.ndarray | int, k1: np.ndarray | int) -> Iterable[np.ndarray]:
+    if isinstance(k0, int) and isinstance(k1, int):
+        return np.array(_round_keys(k0, k1), np.uint64)[:, :, None]
+    both = np.stack((np.asarray(k0, np.uint64), np.asarray(k1, np.uint64)))
+    steps = np.array(_WEYL, np.uint64)[:, None]
+    return ((both + steps * np.uint64(i)) & _LOW for i in range(_ROUNDS))
 
 
 def philox_torch(
@@ -75,18 +100,14 @@ def philox_torch(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Blocks on int64 tensors that hold words in [0, 2**32) and broadcast against each other.
 
-    A product of two words may wrap around in int64; its two halves, taken by mask, are still exact.
+    A product of two words may wrap around in int64; its two halves, taken by mask, are still exact. Only
+    factors are masked, and what is returned: bits above 32 do no harm before.
     """
     m0, m1 = _MULTIPLIERS
     for i in range(_ROUNDS):
         p0 = c0 * m0
         p1 = c2 * m1
-        r0 = (k0 + (i * _WEYL[0] & MASK32)) & MASK32
-        r1 = (k1 + (i * _WEYL[1] & MASK32)) & MASK32
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & MASK32) ^ c1 ^ r0,
-            p1 & MASK32,
-            ((p0 >> 32) & MASK32) ^ c3 ^ r1,
-            p0 & MASK32,
-        )
-    return c0, c1, c2, c3
+        r0 = k0 + (i * _WEYL[0] & MASK32)
+        r1 = k1 + (i * _WEYL[1] & MASK32)
+        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ r0) & MASK32, p1, ((p0 >> 32) ^ c3 ^ r1) & MASK32, p0
+    return c0, c1 & MASK32, c2, c3 & MASK32

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +11,7 @@ from ..types import Key
 from . import ambient
 from .ambient import Ambient
 from .generators import philox_generator
+from .innermost import opened
 from .keys import key_words
 
 
@@ -53,7 +53,7 @@ class scope:  # noqa: N801 - used like a function
         except BaseException:
             ambient.restore(saved)
             raise
-        self._saved, self._outer, _open.innermost = saved, _open.innermost, self
+        self._saved, self._outer, opened.innermost = saved, opened.innermost, self
         return self
 
     def __exit__(
@@ -62,33 +62,28 @@ class scope:  # noqa: N801 - used like a function
         saved = self._saved
         if saved is None:
             raise RuntimeError("this scope is not open")
-        _open.innermost = self._outer
+        opened.innermost = self._outer
         self._saved = self._outer = self._numpy = None
         ambient.restore(saved)
 
 
 def numpy() -> np.random.Generator:
-    """The NumPy generator of the innermost open scope: one object for as long as the scope is open.
+    """The NumPy generator of the innermost open `scope` (or `keyed`): one object for as long as that is open.
 
     Its draws are those of ``numpy_generator(key)``; they do not depend on draws from the globals.
 
     Raises:
         RuntimeError: no scope is open in this thread.
+        TypeError: it is a `keyed` whose key is not concrete.
     """
-    innermost = _open.innermost
+    innermost = opened.innermost
     if innermost is None:
         raise RuntimeError(
             "no scope is open in this thread: draw within a loss_fn run by make_step, or within "
             "`with helios_fn.random.scope(key):`, or make a generator with helios_fn.random.numpy_generator(key)"
         )
+    if innermost._words is None:
+        raise TypeError("this needs a concrete key, but the key of the innermost keyed() is being traced")
     if innermost._numpy is None:
         innermost._numpy = philox_generator(innermost._words)
     return innermost._numpy
-
-
-class _Open(threading.local):
-    # Per thread, so that a thread started inside a scope is told so instead of racing for its generator.
-    innermost: scope | None = None
-
-
-_open = _Open()

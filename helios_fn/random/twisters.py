@@ -6,6 +6,8 @@ to spare. So both states are copied as memory. Before the first copy, the memory
 the official way reports; where it differs in any word (another Python, another layout), the official
 way is used. Both ways give the same bits.
 
+Both generators make normals in pairs and keep the second one for the next call: that is state too.
+
 ``state`` below is 2,496 bytes: the 624 words of a Mersenne Twister that has not drawn yet.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import random
+import struct
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,6 +27,8 @@ from .generators import STATE_WORDS
 _UNUSED = np.uint32(STATE_WORDS).tobytes()  # the position after the last word: the next draw twists first
 _numpy: ModuleType = np.random  # NumPy's stubs leave out some of its public functions
 _Memory = ctypes.c_char * (4 * (STATE_WORDS + 1))
+_Waiting = ctypes.c_char * 16  # whether a normal waits (an int, padded), and the normal (a double)
+_NONE_WAITS = bytes(16)
 _python: Any = random.getstate.__self__  # type: ignore[attr-defined]
 
 
@@ -35,13 +40,14 @@ class PythonState(NamedTuple):
 
 
 class NumpyState(NamedTuple):
-    """The state of legacy NumPy: its bit generator, that one's memory, and the official form.
+    """The state of legacy NumPy: its bit generator, that one's memory and its waiting normal, and the official form.
 
-    The official form is ``None`` where the memory holds everything, the memory where it is not known.
+    The official form is ``None`` where the memory is known, the others where it is not.
     """
 
     bit_generator: Any
     twister: bytes | None
+    waiting: bytes | None
     official: dict[str, Any] | None
 
 
@@ -75,32 +81,22 @@ def seed_python(state: bytes) -> None:
 
 
 def save_numpy() -> NumpyState:
-    """The present state of legacy NumPy. No other thread may draw from it meanwhile."""
+    """The present state of legacy NumPy."""
     bit_generator = _numpy.get_bit_generator()
     memory = _numpy_memory(bit_generator)
     if memory is None:
-        return NumpyState(bit_generator, None, _numpy.get_state(legacy=False))
-    # Legacy normals come in pairs, and only the slow way tells whether the second one of a pair waits.
-    # But a waiting one is handed out without touching the twister, so drawing one tells as well.
-    before = memory.raw
-    waiting = _numpy.standard_normal()
-    if memory.raw != before:
-        memory.raw = before
-        _numpy.set_bit_generator(bit_generator)  # drops the second one of the pair just made
-        return NumpyState(bit_generator, before, None)
-    official = _numpy.get_state(legacy=False) | {"has_gauss": 1, "gauss": waiting}
-    _numpy.set_state(official)
-    return NumpyState(bit_generator, before, official)
+        return NumpyState(bit_generator, None, None, _numpy.get_state(legacy=False))
+    return NumpyState(bit_generator, memory.raw, _waiting().raw, None)
 
 
 def load_numpy(saved: NumpyState) -> None:
     """Put a saved state of legacy NumPy back."""
-    if saved.official is None:
-        memory = _numpy_memory(saved.bit_generator)
-        memory.raw = saved.twister
-        _numpy.set_bit_generator(saved.bit_generator)  # drops a waiting normal
-    else:
+    if _numpy.get_bit_generator() is not saved.bit_generator:
         _numpy.set_bit_generator(saved.bit_generator)
+    if saved.official is None:
+        _numpy_memory(saved.bit_generator).raw = saved.twister
+        _waiting().raw = saved.waiting
+    else:
         _numpy.set_state(saved.official)
 
 
@@ -109,13 +105,15 @@ def seed_numpy(state: bytes) -> None:
     bit_generator = _numpy.get_bit_generator()
     if type(bit_generator) is not np.random.MT19937:
         bit_generator = _spare_twister()
+        _numpy.set_bit_generator(bit_generator)
     memory = _numpy_memory(bit_generator)
     if memory is None:
         key = np.frombuffer(state, np.uint32)
         bit_generator.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": STATE_WORDS}}
+        _numpy.set_bit_generator(bit_generator)  # drops a waiting normal
     else:
         memory.raw = state + _UNUSED
-    _numpy.set_bit_generator(bit_generator)  # drops a waiting normal
+        _waiting().raw = _NONE_WAITS
 
 
 @functools.cache
@@ -135,10 +133,12 @@ def _python_memory() -> Any:
     return memory if memory.raw == np.array((position, *words), np.uint32).tobytes() else None
 
 
+@functools.lru_cache(maxsize=4)
 def _numpy_memory(bit_generator: Any) -> Any:
-    """The memory in which a bit generator keeps words and position, if it is an MT19937 and verified."""
+    """The memory in which a bit generator keeps words and position, if it is an MT19937 and all is verified."""
     if type(bit_generator) is not np.random.MT19937 or not _numpy_layout_is_known():
         return None
+    # The cache keeps the generator alive, so its memory is not given to anybody else.
     return _Memory.from_address(bit_generator.ctypes.state_address)
 
 
@@ -148,4 +148,31 @@ def _numpy_layout_is_known() -> bool:
     probe.random_raw(5)
     inner = probe.state["state"]
     expected = inner["key"].astype(np.uint32).tobytes() + np.uint32(inner["pos"]).tobytes()
-    return bool(_Memory.from_address(probe.ctypes.state_address).raw == expected)
+    memory = _Memory.from_address(probe.ctypes.state_address)
+    return bool(memory.raw == expected) and _waiting_offset() is not None
+
+
+@functools.cache
+def _waiting() -> Any:
+    """The memory in which legacy NumPy keeps a waiting normal; asked for once it is known where that is."""
+    return _Waiting.from_address(id(_numpy.get_state.__self__) + _waiting_offset())
+
+
+@functools.cache
+def _waiting_offset() -> Any:
+    """Where in a ``RandomState`` a waiting normal is kept, found in one that nobody else uses; or ``None``."""
+    owner: Any = _numpy.RandomState(np.random.MT19937(1))
+    if type(_numpy.get_state.__self__) is not type(owner):
+        return None
+    state, telltale = owner.get_state(legacy=False), 1.2345678912345e-7
+    owner.set_state(state | {"has_gauss": 1, "gauss": telltale})
+    raw = (ctypes.c_char * type(owner).__basicsize__).from_address(id(owner)).raw
+    image = struct.pack("=i4xd", 1, telltale)
+    offset = raw.find(image)
+    if offset < 0 or raw.count(image) != 1:
+        return None
+    memory = _Waiting.from_address(id(owner) + offset)
+    memory.raw = _NONE_WAITS
+    emptied = owner.get_state(legacy=False)["has_gauss"] == 0
+    memory.raw = struct.pack("=i4xd", 1, 2 * telltale)
+    return offset if emptied and owner.standard_normal() == 2 * telltale else None

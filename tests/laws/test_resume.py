@@ -77,16 +77,17 @@ def failing_run(job, traps: list[Trap], root: Path) -> Trace:
         except hf.RunFailed as error:
             if not isinstance(error.__cause__, Sprung):
                 raise
-            check_kept(error, trap)
+            check_kept(error, trap, given_away=job.cfg.donate is True)
         else:
             trace.state, trace.final, trace.reason = result.state, leaf_digests(result.state), result.reason
     trace.rows = logged_rows(root)
     return trace
 
 
-def check_kept(error: hf.RunFailed, trap: Trap) -> None:
-    """All but the iteration in progress is kept, unless a log may be torn: then the checkpoint before stays."""
-    if not trap.place.startswith("sink"):
+def check_kept(error: hf.RunFailed, trap: Trap, *, given_away: bool) -> None:
+    """All but the iteration in progress is kept, unless a log may be torn or the state before it was given away:
+    then the checkpoint before stays."""
+    if not trap.place.startswith("sink") and not given_away:
         assert error.checkpoint is not None
         assert error.iteration >= trap.sprung - 1
 

@@ -49,6 +49,21 @@ def test_an_example_that_is_stopped_goes_on_to_the_same_digest(tmp_path, name, a
         assert alone.stdout.read().splitlines()[-1] == digest
 
 
+def test_a_sweep_trains_all_its_members_and_names_the_best(tmp_path):
+    """The last line tells the learning rate, from the middle of the range, and an accuracy worth having."""
+    words = run(tmp_path, "sweep.py", "--epochs", "2").splitlines()[-1].split()
+    rate, accuracy = float(words[3].removesuffix(":")), float(words[5])
+    assert 1e-3 <= rate <= 1e-1
+    assert accuracy > 0.8
+
+
+def test_hypergradients_lower_the_loss_on_held_out_data(tmp_path):
+    """The last line tells the loss before and after."""
+    words = run(tmp_path, "hypergradient.py", "--rounds", "4").splitlines()[-1].split()
+    assert words[:4] == ["held", "out", "loss", "fell"]
+    assert float(words[7].removesuffix(";")) < 0.8 * float(words[5])
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_fits_in_about_a_hundred_lines(path):
     """Who wants to copy an example can read it first."""

@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).parents[2] / "helios_fn"
 # Each name is a module or a folder of the package; a folder's members may import each other.
 LAYERS = [
     {"types", "errors", "tracing"},
-    {"tree", "random", "config", "accumulate"},
+    {"tree", "random", "config", "accumulate", "graph"},
     {"state", "schedule"},
     {"nn", "optim", "data", "checkpoint", "sinks", "finite"},
-    {"step"},
+    {"step", "compiled", "ensemble", "unroll"},
     {"driver"},
     {"testing"},
 ]

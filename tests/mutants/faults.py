@@ -59,15 +59,15 @@ FAULTS = [
     ),
     Fault(
         "loader_seeds_once_instead_of_per_sample", "helios_fn/data/sampling.py",
-        "            if words is not None and self.seeds_globals:\n",
-        "            if words is not None and self.seeds_globals and not self.__dict__.setdefault('_seeded', 0):\n"
-        "                self._seeded = 1\n",
+        "                if self._seeds_samples:\n",
+        "                if self._seeds_samples and not self.__dict__.setdefault('_seeded', 0):\n"
+        "                    self._seeded = 1\n",
     ),
     Fault(
         "worker_seed_depends_on_the_worker", "helios_fn/data/sampling.py",
-        "                random.seed_globals(words)\n",
-        "                info = get_worker_info()\n"
-        "                random.seed_globals(words if info is None else words ^ (info.id + 1))\n",
+        "                    random.seed_globals(row)\n",
+        "                    info = get_worker_info()\n"
+        "                    random.seed_globals(row if info is None else [w ^ (info.id + 1) for w in row])\n",
     ),
     Fault(
         "validation_advances_the_training_key", LOOP,
@@ -84,8 +84,8 @@ FAULTS = [
     ),
     Fault(
         "noise_does_not_depend_on_the_position", "helios_fn/state.py",
-        '    return [random.fold_in(state.key, "micro", first)]\n',
-        '    return [random.fold_in(state.key, "micro", 0)]\n',
+        '    return consecutive(state.key, "micro", first, 1)\n',
+        '    return consecutive(state.key, "micro", 0, 1)\n',
         ("tests/laws", "tests/unit/test_state.py"),
     ),
     Fault(
@@ -109,8 +109,8 @@ FAULTS = [
     ),
     Fault(
         "schedule_count_not_restored", "helios_fn/optim/native.py",
-        "        lr = rate_at(self.rule.lr, count)\n",
-        "        object.__setattr__(self, '_n', getattr(self, '_n', -1) + 1)\n        lr = rate_at(self.rule.lr, self._n)\n",
+        "        lr = rate_at(rule.lr, count)\n",
+        "        _Native.calls = getattr(_Native, 'calls', -1) + 1\n        lr = rate_at(rule.lr, _Native.calls)\n",
     ),
     Fault(
         "optimizer_memory_not_restored", FOLDER, LOAD, loaded("opt_state=fresh.opt_state"),
@@ -176,9 +176,45 @@ FAULTS = [
     Fault(
         "half_an_iteration_saved_after_a_failure",
         LOOP,
-        '        self.batch, self.doing = None, ("what is due after", 1)\n',
-        '        self.batch, self.doing, self.complete = None, ("what is due after", 1), self.state\n',
+        '        self.batch, self.doing = None, _REACTING\n',
+        '        self.batch, self.doing, self.complete = None, _REACTING, self.state\n',
         ("tests/unit/test_driver_robustness.py",),
+    ),
+    Fault(
+        "the_initial_state_is_overwritten", LOOP,
+        "        self.donation.keep(start.state)\n",
+        "",
+        ("tests/unit/test_donation.py",),
+    ),
+    Fault(
+        "a_state_being_saved_is_overwritten", LOOP,
+        "        self.donation.keep(self.complete)\n",
+        "",
+        ("tests/unit/test_donation.py",),
+    ),
+    Fault(
+        "shown_states_are_overwritten", "helios_fn/driver/donation.py",
+        '(self._always or (cfg.donate == "auto" and not shown))',
+        'cfg.donate in (True, "auto")',
+        ("tests/unit/test_donation.py",),
+    ),
+    Fault(
+        "half_an_update_is_saved_after_a_failure", LOOP,
+        "                if is_given_away(given):\n",
+        "                if False:\n",
+        ("tests/unit/test_donation.py",),
+    ),
+    Fault(
+        "a_graph_is_taken_for_another_functions", "helios_fn/graph.py",
+        "torch.compile(_with_own_code(fn), ",
+        "torch.compile(_with_own_code.__globals__.setdefault('shared', _with_own_code(fn)), ",
+        ("tests/unit/test_compile.py",),
+    ),
+    Fault(
+        "a_compiled_step_takes_counters_for_constants", "helios_fn/compiled.py",
+        "        given = _with_tensors(given)\n",
+        "",
+        ("tests/unit/test_compile.py",),
     ),
     Fault(
         "rows_written_before_the_iteration_is_complete",

@@ -68,6 +68,40 @@ def test_ema_works_under_vmap():
     assert tree.equal(stacked, average.update({"w": old}, {"w": new}, 1)["w"])
 
 
+def test_a_donated_update_has_the_same_bits_in_the_memory_that_was_given_up():
+    average = ema(0.9)
+    params = {"count": torch.tensor(3), "h": torch.randn(3).bfloat16(), "w": torch.randn(4)}
+    shadow = given = average.init(params)
+    given = tree.map(torch.clone, given)
+    for step in range(3):
+        params = tree.map(lambda leaf, step=step: leaf + step, params)
+        place = given["w"].data_ptr()
+        shadow, given = average.update(shadow, params, step), average.update(given, params, step, donate=True)
+        assert tree.equal(shadow, given)
+        assert given["w"].data_ptr() == place
+
+
+def test_a_donated_shadow_that_shares_memory_with_the_params_is_copied():
+    params = {"w": torch.ones(2)}
+    before = {"w": params["w"].clone()}
+    assert ema(0.5).update(params, params, 1, donate=True)["w"] is not params["w"]
+    assert tree.equal(params, before)
+
+
+def test_the_average_is_differentiable_and_compiles():
+    average = ema(0.9)
+    old, new = torch.randn(3, requires_grad=True), torch.randn(3, requires_grad=True)
+    moved = average.update({"w": old}, {"w": new}, 1)["w"]
+    left, right = torch.autograd.grad(moved.sum(), [old, new])
+    torch.testing.assert_close(left, torch.full((3,), 0.9))
+    torch.testing.assert_close(right, torch.full((3,), 0.1))
+    shadow, params = {"n": 1, "w": torch.zeros(2)}, {"n": 2, "w": torch.ones(2)}
+    update = torch.compile(lambda s, p: average.update(s, p, 1, donate=True), fullgraph=True, backend="eager")
+    found = update(shadow, params)
+    assert found["w"].data_ptr() == shadow["w"].data_ptr()
+    assert tree.equal(found, average.update({"n": 1, "w": torch.zeros(2)}, params, 1))
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1, 1.5, float("nan"), True, "0.9"])
 def test_a_decay_outside_zero_to_one_is_refused(decay):
     with pytest.raises(ValueError, match="decay must be a number with 0 <= decay < 1"):

@@ -302,6 +302,113 @@ def test_vmap_over_stacked_weights_equals_a_loop():
         torch.testing.assert_close(outputs[index], model(weights, buffers, x)[0])
 
 
+class Everything(nn.Module):
+    """Dropout, batch norm, a frozen layer, tied weights, attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.tied = Block(), nn.Linear(4, 3, bias=False)
+        self.again = nn.Linear(4, 3)
+        self.again.weight = self.tied.weight
+        self.attend = nn.MultiheadAttention(4, 2, dropout=0.3)
+
+    def forward(self, x):
+        x = x + self.attend(x, x, x)[0]
+        return self.block(x) + self.tied(x) - self.again(x).relu()
+
+
+@pytest.mark.parametrize(("backend", "build"), [("aot_eager", Everything), ("inductor", Block)])
+def test_a_keyed_model_is_the_same_function_eager_and_compiled(backend, build):
+    """Output, new buffers and gradients, with the key as an input of the region."""
+    model, params, buffers = functional(build, draws="keyed")
+    x, (first, second) = torch.randn(5, 4), random.split(random.key(3))
+
+    def call(params, buffers, x, key):
+        def loss(params):
+            output, trained = model(params, buffers, x, key=key)
+            return output.square().sum() + model.eval(params, trained, x, key=key)[0].sum(), (output, trained)
+
+        return torch.func.grad(loss, has_aux=True)(params)
+
+    compiled = torch.compile(call, backend=backend, fullgraph=True)
+    for key in (first, second):
+        expected = call(params, buffers, x, key)
+        for got, wanted in zip(tree.leaves(compiled(params, buffers, x, key)), tree.leaves(expected), strict=True):
+            torch.testing.assert_close(got, wanted)
+    assert not torch.equal(call(params, buffers, x, first)[1][0], call(params, buffers, x, second)[1][0])
+
+
+def test_a_keyed_model_maps_over_keys_and_over_weights():
+    """Buffers need one value for each lane as soon as batch norm writes to them."""
+    model, params, buffers = functional(Everything, draws="keyed")
+    x, keys = torch.randn(5, 4), random.split(random.key(3), 3)
+    stacked = {name: torch.stack([tensor, tensor * 2, tensor * 3]) for name, tensor in params.items()}
+    three = {name: torch.stack([tensor] * 3) for name, tensor in buffers.items()}
+
+    def call(params, buffers, key):
+        return model(params, buffers, x, key=key)
+
+    shared = torch.vmap(call, in_dims=(None, 0, 0))(params, three, keys)
+    own = torch.vmap(call)(stacked, three, keys)
+    for lane in range(3):
+        weights = {name: tensor[lane] for name, tensor in stacked.items()}
+        for mapped, alone in ((shared, call(params, buffers, keys[lane])), (own, call(weights, buffers, keys[lane]))):
+            torch.testing.assert_close(mapped[0][lane], alone[0])
+            for name, tensor in alone[1].items():
+                torch.testing.assert_close(mapped[1][name][lane], tensor)
+
+
+def test_a_keyed_model_draws_by_random_keyed():
+    model, params, buffers = functional(lambda: nn.Dropout(0.5), draws="keyed")
+    x, key = torch.ones(50), random.key(1)
+    keep = random.bernoulli(random.fold_in(key, 0), (50,))
+    for draw in (model(params, buffers, x, key=key)[0], _in(random.keyed(key), lambda: model(params, buffers, x)[0])):
+        assert torch.equal(draw, 2.0 * keep)
+    assert torch.equal(model.eval(params, buffers, x, key=key)[0], x)
+
+
+def _in(context, function):
+    with context:
+        return function()
+
+
+REMEDY = r"no scope can be opened: make the model with hf\.functional\(\.\.\., draws='keyed'\)"
+
+
+def test_a_scoped_model_says_what_to_do_where_no_scope_can_be_opened():
+    x, keys = torch.ones(3, 4), random.split(random.key(1))
+
+    def call(build):
+        model, params, buffers = functional(build)
+        return lambda key: model(params, buffers, x, key=key)[0]
+
+    quiet = call(lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0)))
+    assert torch.equal(torch.compile(quiet, backend="eager", fullgraph=True)(keys[0]), quiet(keys[0]))
+    torch.testing.assert_close(torch.vmap(quiet, out_dims=None)(keys), quiet(keys[0]))
+    for build in (lambda: nn.Dropout(0.5), lambda: nn.RNN(4, 4, 2, dropout=0.1)):
+        with pytest.raises(TypeError, match=REMEDY):
+            torch.vmap(call(build))(keys)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=REMEDY):
+        torch.compile(call(lambda: nn.Dropout(0.5)), backend="eager", fullgraph=True)(keys[0])
+
+
+def test_the_way_to_draw_is_one_of_two():
+    with pytest.raises(ValueError, match="draws must be 'scope' or 'keyed', got 'key'"):
+        functional(Block, draws="key")
+
+
+def test_an_exception_in_a_keyed_call_closes_the_context():
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise ArithmeticError(float(torch.rand(())))
+
+    model, params, buffers = functional(Fails, draws="keyed")
+    for _ in range(2):
+        with pytest.raises(ArithmeticError):
+            model(params, buffers, torch.ones(1), key=random.key(0))
+    assert torch._C._len_torch_function_stack() == 0
+
+
 def test_a_compiled_call_takes_the_same_tensors_to_the_same_results():
     model, params, buffers = functional(Block)
     x = torch.randn(5, 4)
@@ -405,5 +512,13 @@ def test_distributed_wrappers_are_refused(tmp_path):
     try:
         with pytest.raises(TypeError, match=r"DistributedDataParallel.*hand over the wrapped module"):
             functional(nn.parallel.DistributedDataParallel(nn.Linear(2, 2)))
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor import distribute_module
+
+        with pytest.raises(TypeError, match=r"FSDPLinear at '0' \(FSDPModule\).*before fully_shard"):
+            functional(nn.Sequential(fully_shard(nn.Linear(2, 2), mesh=mesh)))
+        with pytest.raises(TypeError, match=r"'0\.weight' is sharded \(a DTensor\).*before it is sharded"):
+            functional(nn.Sequential(distribute_module(nn.Linear(2, 2), mesh)))
     finally:
         torch.distributed.destroy_process_group()

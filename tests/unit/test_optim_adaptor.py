@@ -10,7 +10,7 @@ import torch
 from helios_fn import optim, tree
 from helios_fn.optim import from_torch, schedules
 
-from .test_optim import grads_at, kinds, params_of, trained
+from .optimisers import grads_at, kinds, params_of, trained
 
 
 class Counting(torch.optim.Optimizer):

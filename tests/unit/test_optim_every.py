@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from helios_fn import accumulate, optim, tree
 
-from .test_optim import DTYPES, grads_at, params_of
+from .optimisers import DTYPES, grads_at, params_of
 
 WEIGHTS = st.sampled_from([0, 1, 1.0, 2, 3, 7, 0.1, 4096])
 

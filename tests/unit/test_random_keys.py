@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helios_fn.random import bits, fold_in, key, key_words, split
+from helios_fn.random.keys import consecutive
 from helios_fn.random.philox import philox_int
 
 LOW = 0xFFFFFFFF
@@ -120,6 +121,25 @@ def test_many_derived_keys_do_not_collide_in_either_word():
     every = torch.cat([roots, deeper])
     for column in every.T:
         assert len(column.unique()) == len(every)
+
+
+@given(seeds, texts, st.integers(0, 2**40) | st.integers(0, 600), st.integers(0, 20))
+@settings(max_examples=40)
+def test_consecutive_keys_are_the_folded_ones_and_nobody_else_has_them(seed, name, start, count):
+    """The window that they come from is cached, so a write to one must not reach the next who asks."""
+    expected = [fold_in(key(seed), name, start + i) for i in range(count)]
+    for _ in range(2):
+        made = consecutive(key(seed), name, start, count)
+        assert len(made) == count
+        assert all(torch.equal(*pair) for pair in zip(made, expected, strict=True))
+        [each.zero_() for each in made]
+
+
+def test_consecutive_keys_are_derived_where_values_are_unknown():
+    rows, steps = split(key(1), 3), torch.tensor([0, 300, 7])
+    mapped = torch.func.vmap(lambda k, step: consecutive(k, "micro", step, 2)[1])(rows, steps)
+    expected = [fold_in(row, "micro", int(step) + 1) for row, step in zip(rows, steps, strict=True)]
+    assert torch.equal(mapped, torch.stack(expected))
 
 
 def test_derivation_is_not_addition():

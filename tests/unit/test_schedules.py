@@ -1,4 +1,4 @@
-"""Schedules are total, pure, described by their call, and agree with torch's schedulers."""
+"""Schedules are total, pure, described by their call, agree with torch's schedulers, and take tensors too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
+from helios_fn.errors import NotTraceable
 from helios_fn.optim import schedules
+from helios_fn.optim.schedules.base import last_rate, rate_at
 
 COUNTS = st.integers(0, 200) | st.integers(0, 2**63 - 1)
 RATES = st.floats(1e-6, 10.0)
@@ -172,6 +174,88 @@ def test_a_tabulated_class_takes_its_arguments_and_carries_a_digest():
         for function in (lambda count: 1.0, lambda count: 0.5)
     )
     assert repr(first) != repr(second)
+
+
+@settings(max_examples=150, deadline=None)
+@given(schedule=MADE, count=st.integers(0, 200) | st.integers(0, 2**53))
+def test_of_a_tensor_a_schedule_makes_a_float64_tensor_of_the_same_value(schedule, count):
+    found = schedule(torch.tensor(count))
+    assert (found.dtype, found.shape) == (torch.float64, ())
+    # A rounding of the exponent count / period is amplified by the power or the cosine.
+    assert found.item() == pytest.approx(schedule(count), rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(schedule=MADE)
+def test_schedules_are_mapped_over_counts(schedule):
+    counts = torch.arange(40)
+    found = torch.func.vmap(schedule)(counts)
+    wanted = torch.tensor([schedule(count) for count in range(40)], dtype=torch.float64)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-15)
+    last = torch.func.vmap(lambda count: last_rate(schedule, count))(counts)
+    torch.testing.assert_close(last, wanted[[0, *range(39)]], rtol=1e-12, atol=1e-15)
+
+
+MIXED = [
+    schedules.constant(0.3),
+    schedules.step_decay(0.4, 7, 0.3),
+    schedules.polynomial(0.4, 20, 2.5, 0.01),
+    schedules.exponential(0.1, 1.5, 1.0),
+    schedules.warmup_cosine(0.4, 5, 20, 0.01),
+    schedules.cosine_restarts(0.4, 3, 2, 0.01),
+    schedules.piecewise([3, 9], [0.1, schedules.cosine(0.3, 5), lambda count: 0.1 * 0.9**count]),
+    schedules.from_torch(lr_scheduler.ExponentialLR, gamma=0.9, base_lr=0.1, steps=15),
+    lambda count: 1e-3 * 0.99**count,
+    0.2,
+]
+
+
+# torch's own compiler warns of itself where it is first imported
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_schedules_compile_into_one_graph_for_all_counts(backend):
+    def rates(count):
+        return [rate_at(schedule, count) for schedule in MIXED]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(rates, backend=backend, fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for count in range(30):
+            found = [float(rate) for rate in compiled(torch.tensor(count))]
+            assert found == pytest.approx(rates(count), rel=1e-12)
+
+
+def test_functions_of_users_see_a_tensor_whose_arithmetic_is_that_of_floats():
+    seen = []
+
+    def user(count):
+        seen.append(count)
+        return 1e-3 * 0.99**count
+
+    found = rate_at(user, torch.tensor(777))
+    assert seen[0].dtype == torch.float64
+    assert found.item() == pytest.approx(rate_at(user, 777), rel=1e-14)
+    assert rate_at(lambda count: 0.5, torch.tensor(3)).dtype == torch.float64
+    assert rate_at(0.5, torch.tensor(3)) == 0.5
+
+
+def test_a_function_that_branches_on_a_mapped_count_is_told_what_to_write():
+    counts = torch.arange(9)
+    for user in (
+        lambda count: 0.1 if count < 5 else 0.01,
+        lambda count: min(1.0, count / 5),
+        lambda count: math.cos(count),
+    ):
+        with pytest.raises(NotTraceable, match=r"torch\.where\(count < n, first, second\) for a branch"):
+            torch.func.vmap(lambda count, user=user: rate_at(user, count))(counts)
+    written = torch.func.vmap(lambda count: rate_at(lambda c: torch.where(c < 5, 0.1, 0.01), count))(counts)
+    assert written.tolist() == pytest.approx([0.1] * 5 + [0.01] * 4, rel=1e-7)
+    with pytest.raises(RuntimeError, match="mine"):
+        torch.func.vmap(lambda count: rate_at(mistaken, count))(counts)
+
+
+def mistaken(count):
+    raise RuntimeError("mine")
 
 
 def test_tabulating_warns_nobody_and_draws_nothing(recwarn):

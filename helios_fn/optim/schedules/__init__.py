@@ -2,7 +2,7 @@
 
 Every schedule here is total (any count from 0 on gives a float), immutable, equal to another made by
 the same call, and described by its ``repr``. Any other function from an ``int`` to a ``float`` serves
-as well.
+as well. In compiled and mapped steps the count is a 0-d tensor, and so is the rate.
 """
 
 from __future__ import annotations

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 
 from ..checks import number, whole
-from .base import Rate, Schedule
+from .base import Rate, Schedule, Value, double, rate_at, select
 from .shapes import cosine, half_cosine, linear
 
 
@@ -30,7 +33,9 @@ def piecewise(boundaries: Sequence[int], values: Sequence[Rate]) -> Schedule:
         raise ValueError(f"{len(boundaries)} boundaries separate {len(starts)} values, got {len(values)}")
     pieces = [piece if callable(piece) else number(f"values[{i}]", piece) for i, piece in enumerate(values)]
 
-    def value(count: int) -> float:
+    def value(count: Any) -> Value:
+        if isinstance(count, torch.Tensor):
+            return _joined(starts, pieces, count)
         index = bisect.bisect_right(starts, count) - 1
         piece = pieces[index]
         return piece(count - starts[index]) if callable(piece) else piece
@@ -54,10 +59,10 @@ def warmup_cosine(
     if whole("total_steps", total_steps) <= warmup_steps:
         raise ValueError(f"total_steps must be above warmup_steps, got {total_steps} and {warmup_steps}")
     decay = cosine(peak, total_steps - warmup_steps, end)
-    rise: Callable[[int], float] = linear(start, peak, warmup_steps) if warmup_steps else decay
+    rise = linear(start, peak, warmup_steps) if warmup_steps else decay
 
-    def value(count: int) -> float:
-        return rise(count) if count < warmup_steps else decay(count - warmup_steps)
+    def value(count: Any) -> Value:
+        return select(count < warmup_steps, lambda: rise(count), lambda: decay(count - warmup_steps))
 
     arguments = {"peak": peak, "warmup_steps": warmup_steps, "total_steps": total_steps, "end": end, "start": start}
     return Schedule("warmup_cosine", arguments, value)
@@ -73,12 +78,37 @@ def cosine_restarts(peak: float, period: int, factor: int = 1, end: float = 0.0)
     peak, end = number("peak", peak), number("end", end)
     period, factor = whole("period", period), whole("factor", factor)
 
-    def value(count: int) -> float:
-        length = period
+    def value(count: Any) -> Value:
         if factor == 1:
-            count %= length
-        while count >= length:
-            count, length = count - length, length * factor
-        return half_cosine(peak, end, count / length)
+            return half_cosine(peak, end, count % period / period)
+        since, length = _cycle(count, period, factor)
+        return half_cosine(peak, end, since / length)
 
     return Schedule("cosine_restarts", {"peak": peak, "period": period, "factor": factor, "end": end}, value)
+
+
+def _joined(starts: Sequence[int], pieces: Sequence[Rate], count: torch.Tensor) -> torch.Tensor:
+    value = double(rate_at(pieces[0], count), count)
+    for start, piece in zip(starts[1:], pieces[1:], strict=True):
+        # Every piece is evaluated, also before its time: from 0 on, where it is defined.
+        value = torch.where(count < start, value, rate_at(piece, (count - start).clamp(min=0)))
+    return value
+
+
+def _cycle(count: Any, period: int, factor: int) -> tuple[Any, Any]:
+    """How far ``count`` is into its cycle, and how long that is; the cycles grow by ``factor``."""
+    if not isinstance(count, torch.Tensor):
+        while count >= period:
+            count, period = count - period, period * factor
+        return count, period
+    starts, lengths = [0], [period]
+    while starts[-1] < _EXACT:
+        starts.append(starts[-1] + lengths[-1])
+        lengths.append(lengths[-1] * factor)
+    # Both increase, so the last that was reached is the largest.
+    table = torch.tensor([starts, lengths], dtype=torch.float64, device=count.device)
+    start, length = torch.where(table[0] <= count, table, 0.0).amax(dim=1)
+    return count - start, length
+
+
+_EXACT = 2**53  # the integers that float64 holds

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from ..checks import number, positive, whole
-from .base import Schedule
+from .base import Schedule, Value, select
 
 
 def constant(value: float) -> Schedule:
@@ -22,8 +24,8 @@ def linear(start: float, end: float, steps: int) -> Schedule:
     """
     start, end, steps = number("start", start), number("end", end), whole("steps", steps)
 
-    def value(count: int) -> float:
-        return end if count >= steps else start + (end - start) * (count / steps)
+    def value(count: Value) -> Value:
+        return select(count >= steps, lambda: end, lambda: start + (end - start) * (count / steps))
 
     return Schedule("linear", {"start": start, "end": end, "steps": steps}, value)
 
@@ -41,8 +43,8 @@ def cosine(start: float, steps: int, end: float = 0.0) -> Schedule:
     """
     start, end, steps = number("start", start), number("end", end), whole("steps", steps)
 
-    def value(count: int) -> float:
-        return end if count >= steps else half_cosine(start, end, count / steps)
+    def value(count: Value) -> Value:
+        return select(count >= steps, lambda: end, lambda: half_cosine(start, end, count / steps))
 
     return Schedule("cosine", {"start": start, "steps": steps, "end": end}, value)
 
@@ -68,8 +70,8 @@ def polynomial(start: float, steps: int, power: float = 1.0, end: float = 0.0) -
     start, end = number("start", start), number("end", end)
     steps, power = whole("steps", steps), positive("power", power)
 
-    def value(count: int) -> float:
-        return end if count >= steps else end + (start - end) * (1.0 - count / steps) ** power
+    def value(count: Value) -> Value:
+        return select(count >= steps, lambda: end, lambda: end + (start - end) * (1.0 - count / steps) ** power)
 
     return Schedule("polynomial", {"start": start, "steps": steps, "power": power, "end": end}, value)
 
@@ -92,16 +94,18 @@ def exponential(start: float, factor: float, end: float | None = None) -> Schedu
         raise ValueError(f"a factor of {factor:g} never leads from start={start:g} to end={end:g}")
     bound = math.inf if factor == 1.0 else math.log(end / start) / math.log(factor)
 
-    def value(count: int) -> float:
+    def value(count: Value) -> Value:
         # Compared before the power is taken: a growing one would overflow at large counts.
-        return end if count >= bound else start * factor**count
+        return select(count >= bound, lambda: end, lambda: start * factor**count)
 
     return Schedule("exponential", {"start": start, "factor": factor, "end": end}, value)
 
 
-def half_cosine(start: float, end: float, progress: float) -> float:
+def half_cosine(start: float, end: float, progress: Value) -> Value:
     """From ``start`` at progress 0 to ``end`` at 1."""
-    return end + (start - end) * (1.0 + math.cos(math.pi * progress)) / 2.0
+    angle = math.pi * progress
+    fall = torch.cos(angle) if isinstance(angle, torch.Tensor) else math.cos(angle)
+    return end + (start - end) * (1.0 + fall) / 2.0
 
 
 def _decay(name: str, value: float, advice: str = "") -> float:

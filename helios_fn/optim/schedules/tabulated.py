@@ -12,7 +12,7 @@ import torch
 
 from ..checks import number, whole
 from ..text import brief
-from .base import Schedule
+from .base import Schedule, Value
 
 _MOMENTUM, _BETAS = 0.9, (0.9, 0.999)
 
@@ -50,7 +50,16 @@ def from_torch(scheduler: Callable[..., Any], /, *args: Any, base_lr: float, ste
         "steps": steps,
         "digest": hashlib.sha256(struct.pack(f"<{len(table)}d", *table)).hexdigest()[:12],
     }
-    return Schedule("from_torch", arguments, lambda count: table[min(count, len(table) - 1)])
+    rows = torch.tensor(table, dtype=torch.float64, device="cpu")
+
+    def value(count: Any) -> Value:
+        if not isinstance(count, torch.Tensor):
+            return table[min(count, len(table) - 1)]
+        index = count.clamp(max=len(table) - 1).to(torch.int64)
+        # Not rows[index]: that reads a 0-d index on the host.
+        return rows.to(count.device).index_select(0, index.reshape(1)).reshape(())
+
+    return Schedule("from_torch", arguments, value)
 
 
 class _Bystander(torch.optim.Optimizer):

@@ -1,0 +1,1 @@
+"""Torch's random functions as portable draws: one stand-in for each, and the table that says which."""
