@@ -6,6 +6,7 @@ function of a key: compiled it is set against torch's own dropout, eager (what p
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,8 @@ def derivation() -> dict[str, Case]:
         "random.scope (torch, random and NumPy)": scope,
         "random.within, nothing drawn": lambda: hf.random.within(key, _nothing),
         "random.fold_in(key, name, i)": lambda: hf.random.fold_in(key, "noise", next(numbers)),
-        "micro_keys of the next iteration": micro_keys,
+        "step_key of this iteration": lambda: hf.step_key(state, "noise"),
+        "micro_keys of the next iteration, with its state": micro_keys,
     }
 
 
@@ -83,11 +85,40 @@ class Dropped(nn.Module):
         return self.layers(x)
 
 
-def step(keyed: bool) -> Callable[[], Any]:
+class Noisy(nn.Module):
+    """A block of the small GPT with dropout on both residual branches."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.block, self.drop = models.Block(width), nn.Dropout(0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.drop(self.block(self.drop(x)))
+
+
+class NoisyGPT(models.GPT):
+    """The small GPT with eight dropouts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Noisy(128) for _ in range(4))
+
+
+def images() -> models.Batch:
+    """A batch for the MLP."""
+    return torch.randn(128, 256), torch.randint(0, 10, (128,))
+
+
+def text() -> models.Batch:
+    """A batch for the GPT."""
+    return models.text(8, count=1)[0]
+
+
+def step(network: Callable[[], nn.Module], make_batch: Callable[[], models.Batch], keyed: bool) -> Callable[[], Any]:
     """A compiled training step of a network with dropout."""
     import helios_fn as hf
 
-    model, params, buffers = hf.functional(Dropped, seed=0, draws="keyed" if keyed else "scope")
+    model, params, buffers = hf.functional(network, seed=0, draws="keyed" if keyed else "scope")
     optimizer = hf.optim.adamw(1e-3)
 
     def loss_fn(params: Any, buffers: Any, batch: models.Batch, key: torch.Tensor) -> torch.Tensor:
@@ -96,7 +127,7 @@ def step(keyed: bool) -> Callable[[], Any]:
         return F.cross_entropy(logits, y)
 
     made = hf.make_step(loss_fn, optimizer, compile="grad")
-    batch = torch.randn(128, 256), torch.randint(0, 10, (128,))
+    batch = make_batch()
     state = made(hf.init_state(params, optimizer, buffers=buffers), batch)
 
     def iteration() -> None:
@@ -104,6 +135,18 @@ def step(keyed: bool) -> Callable[[], Any]:
         state = made.donating(state, batch)
 
     return iteration
+
+
+def compare_steps(bench: Bench) -> None:
+    """Whole compiled steps: does keyed dropout slow training down?"""
+    for name, network, batch in (("an MLP", Dropped, images), ("a GPT", NoisyGPT, text)):
+        steps = {
+            "native dropout": attempt(functools.partial(step, network, batch, False)),
+            "keyed dropout": attempt(functools.partial(step, network, batch, True)),
+        }
+        timing = bench.compare(f"compiled step of {name} with dropout", steps, base="native dropout")
+        what = f"compiled step of {name} with keyed / with native dropout"
+        bench.target_ratio(what, timing, "keyed dropout", "native dropout", at_most=1.05)
 
 
 def main() -> None:
@@ -124,10 +167,7 @@ def main() -> None:
         bench.target_ratio(
             "keyed dropout compiled / native dropout eager, 10^6 elements", timing, KEYED_COMPILED, NATIVE, at_most=0.5
         )
-        steps = {"native dropout": attempt(lambda: step(False)), "keyed dropout": attempt(lambda: step(True))}
-        timing = bench.compare("compiled step of an MLP with dropout", steps, base="native dropout")
-        what = "compiled step with keyed / with native dropout"
-        bench.target_ratio(what, timing, "keyed dropout", "native dropout", at_most=1.05)
+        compare_steps(bench)
     bench.finish()
 
 

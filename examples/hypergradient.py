@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import helios_fn as hf
-from helios_fn.unroll import unroll
+from helios_fn import unroll
 
 STEPS = 30
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import helios_fn as hf
-from helios_fn.ensemble import all_stopped, ensemble, evaluate_members, stack
+from helios_fn import all_stopped, ensemble, evaluate_members, stack
 
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 SEEDS = [0, 1, 2]

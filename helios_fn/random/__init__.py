@@ -11,8 +11,8 @@ The same key in two of these ways gives unrelated numbers; a key drawn from twic
 
 Threads: keys, derivation, draws and the generators returned here are safe to use from several threads
 (one generator from one thread at a time). `scope`, `preserved_globals`, `seed_globals` and
-`ambient_fingerprint` act on generators that belong to the whole process: use them from one thread,
-while no other draws from the globals. Processes share nothing.
+`ambient_fingerprint` act on generators that belong to the whole process, and `keyed` looks at its end whether they
+were used: enter these from one thread at a time, while no other draws from the globals. Processes share nothing.
 """
 
 from .ambient import ambient_fingerprint as ambient_fingerprint

@@ -3,8 +3,8 @@
 All samplers have one shape, ``sampler(key, shape, *, ...)``, and one law: element j of a draw depends on
 the key and on j alone, so a longer draw begins with the shorter one, and the shape only arranges. They
 work in integer operations on the blocks of `helios_fn.random.derive`, which makes them exact. On the CPU
-they take one to two times as long as native generators when eager, half as long when compiled; eager on
-other devices and under ``vmap``, several times as long.
+they take one to two times as long as native generators when eager, a quarter to a half as long when
+compiled; eager on other devices, several times as long.
 
 Bits, integers, Booleans, permutations and standard uniforms are equal everywhere. Normals and scaled
 uniforms may differ in their last bits between eager and compiled code or between devices, whose

@@ -20,32 +20,44 @@ from .scope import scope
 
 T = TypeVar("T")
 
+# What was seen of functions so far. It decides the cost of a call, and no bit of its result.
+_quiet: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
 _drawing: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
-"""Functions that were seen to draw: an entry saves a second call, and changes no bit."""
 
 
 def within(key: Key, function: Callable[..., T], /, *args: Any) -> T:
-    """``function(*args)`` in ``scope(key)``, for a function that may be called twice.
+    """``function(*args)`` in ``scope(key)``, for a pure function.
 
-    Many functions draw nothing, so the global generators are not seeded at first but watched. Where one of them was
-    drawn from, all are put back and the function is called again in a `scope`, now and from then on; so the result
-    is the same as in a `scope`, whatever the function draws.
+    Many functions draw nothing. Where the first call of one did not, the global generators are not seeded any more but
+    watched: should a later call draw from one of them, all are put back and the function is called again in a
+    `scope`. So the result is the same as in a `scope`, whatever the function draws.
     """
-    if function not in _drawing:
-        before = ambient.capture()
-        try:
-            with _Watch(key):
-                result = function(*args)
-        except Exception:
-            if _untouched(before):
-                raise
-        else:
-            if _untouched(before):
-                return result
-        ambient.restore(before)
-        _drawing.add(function)
+    if function not in _quiet:
+        return _seeded(key, function, args)
+    before = ambient.capture()
+    try:
+        with _Watch(key):
+            result = function(*args)
+    except Exception:
+        if _untouched(before):
+            raise
+    else:
+        if _untouched(before):
+            return result
+    ambient.restore(before)
+    _quiet.discard(function)
+    _drawing.add(function)
+    return _seeded(key, function, args)
+
+
+def _seeded(key: Key, function: Callable[..., T], args: tuple[Any, ...]) -> T:
     with scope(key):
-        return function(*args)
+        if function in _drawing:
+            return function(*args)
+        before = ambient.capture()
+        result = function(*args)
+        (_quiet if _untouched(before) else _drawing).add(function)
+        return result
 
 
 class torch_scope(scope):  # noqa: N801 - used like a function

@@ -1,6 +1,6 @@
 """Compiled steps: one graph, compiled as often as there are shapes, the same bits in every run, errors with the line.
 
-Most of it is traced by the backend "aot_eager", which skips the slow making of kernels.
+The ordinary suite compiles by the compiler's front end alone; `make soak` in more combinations, and with real kernels.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def optimizer():
     return hf.optim.chain(hf.optim.clip_by_global_norm(1.0), hf.optim.adamw(rate))
 
 
-def made(compile=None, backend="aot_eager"):
+def made(compile=None, backend="eager"):
     loss_fn, params, buffers = pieces()
     options = {"backend": backend} if compile else None
     average = hf.ema(0.9)
@@ -56,7 +56,7 @@ def made(compile=None, backend="aot_eager"):
     return step, hf.init_state(params, optimizer(), buffers=buffers, average=average)
 
 
-def handwritten(backend="aot_eager"):
+def handwritten(backend="eager"):
     """A step of the user's own: own counter, own noise, a Python number in its state."""
     loss_fn, params, buffers = pieces()
     opt = optimizer()
@@ -89,13 +89,27 @@ def close(left, right) -> bool:
     return all(torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5) for a, b in pairs)
 
 
-@pytest.mark.parametrize("mode", ["grad", "whole"])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_compiling_changes_no_more_than_rounding(mode, accumulation):
+soak = pytest.mark.soak
+
+
+@pytest.mark.parametrize(
+    ("mode", "accumulation", "backend"),
+    [
+        ("grad", 2, "eager"),
+        ("whole", 1, "eager"),
+        *(
+            pytest.param(mode, accumulation, backend, marks=soak)
+            for mode in ("grad", "whole")
+            for accumulation in (1, 2)
+            for backend in ("aot_eager", "inductor")
+        ),
+    ],
+)
+def test_compiling_changes_no_more_than_rounding(mode, accumulation, backend):
     """Compiled in either mode, a run computes what it computes uncompiled: draws, statistics, schedule, average."""
     cfg = config(accumulation_steps=accumulation, total=5)
     plain, state = made()
-    compiled, _ = made(mode)
+    compiled, _ = made(mode, backend)
     expected, found = (hf.run(each, state, loader(), cfg).state for each in (plain, compiled))
     for field in ("params", "buffers", "opt_state", "averages", "metrics"):
         assert close(getattr(found, field), getattr(expected, field)), field
@@ -113,10 +127,10 @@ def test_a_handwritten_step_compiles_whole():
     assert found.cursor == expected.cursor
 
 
-@pytest.mark.parametrize("kind", ["grad", "whole", "step"])
+@pytest.mark.parametrize("kind", [pytest.param("grad", marks=soak), "whole", pytest.param("step", marks=soak)])
 def test_one_graph_for_each_shape_along_a_run_and_its_resume(kind, tmp_path: Path):
     """Epochs, ragged tails, changing schedules and a resume compile two graphs: full batches and the tail."""
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("eager")
     step, state = handwritten(counter)[1:] if kind == "step" else made(kind, counter)
     cfg = config(root=tmp_path, donate=False)
     hf.run(step, state, loader(), config(root=tmp_path, donate=False, total=8))
@@ -124,16 +138,18 @@ def test_one_graph_for_each_shape_along_a_run_and_its_resume(kind, tmp_path: Pat
     assert counter.frame_count == 2
 
 
+@soak
 @pytest.mark.parametrize("kind", ["grad", "whole", "step"])
 @pytest.mark.parametrize("donate", [True, "auto"])
 def test_compiled_runs_resume_bit_for_bit_and_donation_changes_no_bit(kind, donate, tmp_path: Path):
-    step, state = handwritten()[1:] if kind == "step" else made(kind)
+    step, state = handwritten("aot_eager")[1:] if kind == "step" else made(kind, "aot_eager")
     whole = hf.run(step, state, loader(), config(total=9, donate=False)).state
     for total in (4, 9):
         resumed = hf.run(step, state, loader(), config(total=total, donate=donate, root=tmp_path)).state
     assert tree.equal(resumed, whole)
 
 
+@soak
 def test_a_compiled_state_that_was_given_away_says_so():
     step, state = made("whole")
     batch = next(iter(loader().epoch(state.key)))
@@ -193,7 +209,7 @@ class TestErrors:
         loss_fn, params, buffers = pieces(draws="scope")
         step = hf.make_step(loss_fn, optimizer(), compile="whole", compile_options={"backend": "eager"})
         state = hf.init_state(params, optimizer(), buffers=buffers)
-        with pytest.raises((hf.NotTraceable, TypeError), match="draws=.{1,2}keyed"):
+        with pytest.raises((hf.NotTraceable, TypeError), match=r"draws=.{1,2}keyed"):
             step(state, next(iter(loader().epoch(state.key))))
 
     @pytest.mark.parametrize(
@@ -231,6 +247,7 @@ print(hf.tree.digest(state), found["fxgraph_cache_hit"], found["fxgraph_cache_mi
 """
 
 
+@soak
 def test_a_relaunch_uses_the_kernels_of_the_run_before_and_gives_its_bits(tmp_path: Path):
     """Real kernels, real processes: the second one compiles nothing anew, and goes on to the same bits."""
 

@@ -75,14 +75,11 @@ def random_(
     source: Source, tensor: torch.Tensor, *bounds: int | None, generator: Any = None, **named: int | None
 ) -> torch.Tensor:
     """``Tensor.random_(from=0, to=None)``; ``random_(to)`` has one bound. By default the largest range of the type."""
-    if len(bounds) == 1 and "to" not in named:
-        low, high = 0, bounds[0]
-    else:
-        low, high = (*bounds, *(0, None)[len(bounds) :])
-        low, high = named.get("from", low) or 0, named.get("to", high)
-    if high is None:
-        high = _beyond(tensor.dtype)
-    return write(tensor, integers(source.next_key(), tensor.shape, low, high, tensor.device).to(tensor.dtype))
+    low, high = (0, *bounds) if len(bounds) == 1 and "to" not in named else (*bounds, *(0, None)[len(bounds) :])
+    first, beyond = named.get("from", low) or 0, named.get("to", high)
+    if beyond is None:
+        beyond = _beyond(tensor.dtype)
+    return write(tensor, integers(source.next_key(), tensor.shape, first, beyond, tensor.device).to(tensor.dtype))
 
 
 def _beyond(dtype: torch.dtype) -> int:

@@ -131,9 +131,11 @@ def rrelu(
     return input.mul_(factors) if inplace else input * factors
 
 
-def rrelu_(source: Source, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def rrelu_(
+    source: Source, input: torch.Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False
+) -> torch.Tensor:
     """``torch.rrelu_``."""
-    return rrelu(source, input, *args, inplace=True, **kwargs)
+    return rrelu(source, input, lower, upper, training, True)
 
 
 def _new(

@@ -73,8 +73,8 @@ REFUSED: dict[Callable[..., Any], str] = {
     torch.binomial: _REJECTION,
     torch._standard_gamma: _REJECTION,
     torch._sample_dirichlet: _REJECTION,
-    torch._C._nn.rrelu_with_noise: _KERNEL,
-    torch._C._nn.rrelu_with_noise_: _KERNEL,
+    torch._C._nn.rrelu_with_noise: _KERNEL,  # type: ignore[attr-defined]
+    torch._C._nn.rrelu_with_noise_: _KERNEL,  # type: ignore[attr-defined]
     init.uniform_: _INIT,
     init.normal_: _INIT,
     init.kaiming_uniform_: _INIT,
