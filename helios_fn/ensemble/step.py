@@ -166,11 +166,6 @@ def _by_member(metrics: dict[str, torch.Tensor], active: torch.Tensor) -> dict[s
     return found
 
 
-def _written(old: Tree, new: Tree) -> Tree:
-    pairs = zip(tree.tensors(old), tree.tensors(new), strict=True)
-    return tree.with_tensors(new, [left if left is right else left.copy_(right) for left, right in pairs])
-
-
 def _check_own(batch: Any, count: int) -> None:
     for path, leaf in tree.items(batch):
         if isinstance(leaf, torch.Tensor) and (leaf.dim() == 0 or leaf.shape[0] != count):
