@@ -12,6 +12,8 @@ from . import tree
 from .state import TrainState
 from .tracing import is_traced
 
+_SMALL = 4096  # elements
+
 
 def all_finite(leaves: Iterable[Any]) -> bool | torch.Tensor:
     """Whether all floating and complex tensors are free of NaN and infinities.
@@ -36,10 +38,21 @@ def all_finite(leaves: Iterable[Any]) -> bool | torch.Tensor:
 
 def _has_finite_norms(leaves: list[torch.Tensor]) -> bool:
     """Whether the Euclidean norms are finite: quick, and yes only if all elements are, but a norm may overflow."""
+    # One kernel over a copy of all small tensors; the copy of large ones would cost more than kernels for each.
+    small: list[torch.Tensor] = []
+    large: list[torch.Tensor] = []
+    for leaf in leaves:
+        (small if leaf.numel() <= _SMALL else large).append(leaf)
     try:
-        return not leaves or math.isfinite(sum(norm.item() for norm in torch._foreach_norm(leaves)))
-    except RuntimeError:
-        return False  # integers, and types of 8 bits, have no norm
+        total = 0.0
+        if small:
+            flat = torch._utils._flatten_dense_tensors(small)
+            total = float(torch.dot(flat, flat))
+        if large:
+            total += sum(float(norm) for norm in torch._foreach_norm(large))
+        return math.isfinite(total)
+    except (RuntimeError, TypeError):
+        return False  # Booleans, complex numbers, and types of 8 bits have no such kernels
 
 
 def _is_inexact(leaf: torch.Tensor) -> bool:

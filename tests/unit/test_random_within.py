@@ -1,4 +1,4 @@
-"""`within` is `scope` around a call: the same draws, the same state of the world after it, whatever the function does."""
+"""`within` is `scope` around a call: the same draws and the same state of the world after it, whatever is called."""
 
 from __future__ import annotations
 
