@@ -5,7 +5,7 @@ cost nothing to read. Every measurement runs in a process of its own, from makin
 the batch in hand (imports not counted; "live": from opening a loader whose workers run already). The
 table shows medians of interleaved repeats.
 
-    python bench/seek.py [--repeats 5] [--samples 10000000]
+    python -m bench.seek [--repeats 5] [--samples 10000000]
 """
 
 from __future__ import annotations
@@ -181,8 +181,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--samples", type=int, default=10_000_000)
+    parser.add_argument("--quick", action="store_true", help="once, among few samples")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given, _ = parser.parse_known_args()  # the flags of the other benchmarks mean nothing here
+    if given.quick:
+        given.repeats, given.samples = 1, 100_000
     if given.job:
         do_job(*given.job)
         return
