@@ -81,7 +81,7 @@ def _region(step: Step, donate: bool) -> Callable[[TrainState, Any], TrainState]
         if not donate:
             return new
         old = (state.params, state.opt_state, state.averages)
-        params, opt_state, averages = _written(old, (new.params, new.opt_state, new.averages))
+        params, opt_state, averages = tree.written(old, (new.params, new.opt_state, new.averages))
         return new.replace(params=params, opt_state=opt_state, averages=averages)
 
     region.__name__ = getattr(step, "__name__", "step")
@@ -116,8 +116,3 @@ def _as_tensor(leaf: Any) -> torch.Tensor:
     if isinstance(leaf, torch.Tensor):
         return leaf
     return torch.tensor(leaf, dtype=torch.float64) if isinstance(leaf, float) else torch.tensor(leaf)
-
-
-def _written(old: Tree, new: Tree) -> Tree:
-    """``new`` in the memory of ``old``: the compiler then writes there in the first place."""
-    return tree.map(lambda a, b: a if a is b else a.copy_(b), old, new)

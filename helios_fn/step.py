@@ -212,17 +212,12 @@ def _updated_traced(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tup
     new = (params, opt_state, averages)
     if isinstance(mean.weight, torch.Tensor):
         new = _select(mean.weight == 0, (old.params, old.opt_state, old.averages), new)
-    return _written((old.params, old.opt_state, old.averages), new) if donate else new
+    return tree.written((old.params, old.opt_state, old.averages), new) if donate else new
 
 
 def _select(condition: torch.Tensor, left: Tree, right: Tree) -> Tree:
     """``left`` where the condition holds, else ``right``: trees of one structure."""
     return tree.map(lambda a, b: a if a is b else torch.where(condition, a, b), left, right)
-
-
-def _written(old: Tree, new: Tree) -> Tree:
-    """``new`` in the memory of ``old``: the compiler then writes there in the first place."""
-    return tree.map(lambda a, b: a if a is b else a.copy_(b), old, new)
 
 
 def _check_average(average: Average | None, old: Parts) -> None:

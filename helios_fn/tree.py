@@ -86,6 +86,11 @@ def map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     return optree.tree_map(function, tree, *rest, namespace=NAMESPACE)
 
 
+def written(old: Tree, new: Tree) -> Tree:
+    """``new`` with its values copied into the tensors of ``old``; in a compiled region they are computed there."""
+    return map(lambda kept, leaf: kept if kept is leaf else kept.copy_(leaf), old, new)
+
+
 @functools.lru_cache(maxsize=256)
 def _paths(treespec: optree.PyTreeSpec) -> tuple[str, ...]:
     return tuple(accessor.codify("").removeprefix(".") for accessor in optree.treespec_accessors(treespec))
