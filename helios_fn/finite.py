@@ -47,9 +47,10 @@ def _has_finite_norms(leaves: list[torch.Tensor]) -> bool:
         total = 0.0
         if small:
             flat = torch._utils._flatten_dense_tensors(small)
-            total = float(torch.dot(flat, flat))
+            total = torch.dot(flat, flat).item()
         if large:
-            total += sum(float(norm) for norm in torch._foreach_norm(large))
+            for norm in torch._foreach_norm(large):
+                total += norm.item()
         return math.isfinite(total)
     except (RuntimeError, TypeError):
         return False  # Booleans, complex numbers, and types of 8 bits have no such kernels
