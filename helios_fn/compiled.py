@@ -58,7 +58,7 @@ class CompiledStep:
         if is_traced():
             return self._step(state, batch)
         old, treespec = self._flatten(_own(state))
-        scalars = {at: type(leaf) for at, leaf in enumerate(old) if not isinstance(leaf, torch.Tensor)}
+        scalars = {at for at, leaf in enumerate(old) if not isinstance(leaf, torch.Tensor)}
         given = _with_own(state, tree.unflatten(treespec, [_as_tensor(leaf) for leaf in old])) if scalars else state
         given = _with_tensors(given)
         if donate:
@@ -81,7 +81,7 @@ def _region(step: Step, donate: bool) -> Callable[[TrainState, Any], TrainState]
         if not donate:
             return new
         old = (state.params, state.opt_state, state.averages)
-        params, opt_state, averages = tree.written(old, (new.params, new.opt_state, new.averages))
+        params, opt_state, averages = tree.stored((new.params, new.opt_state, new.averages), old, donate=True)
         return new.replace(params=params, opt_state=opt_state, averages=averages)
 
     region.__name__ = getattr(step, "__name__", "step")

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import torch
 
 from . import random, tree
-from .finite import all_finite, mark_bad
+from .finite import mark_bad
+from .finiteness import all_finite
 from .graph import whole_graph
 from .nn import Average, GradFn, LossFn, Mean, loss_grad, mean_over, microsteps
 from .optim import Optimizer
@@ -186,15 +187,14 @@ def _updated(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Tree
     optimizer, average = recipe.optimizer, recipe.average
     _check_average(average, old)
     before = None if average is None else optimizer.count(old.opt_state)
-    params, opt_state = optimizer.update(
-        mean.grads, old.opt_state, old.params, weight=mean.weight, **({"donate": True} if donate else {})
-    )
+    given = {"donate": True} if donate else {}  # those written elsewhere need not know the keyword
+    params, opt_state = optimizer.update(mean.grads, old.opt_state, old.params, weight=mean.weight, **given)
     if average is None:
         return params, opt_state, old.averages
     count = optimizer.count(opt_state)
     if count == before:
         return params, opt_state, old.averages
-    return params, opt_state, average.update(old.averages, params, count, **({"donate": True} if donate else {}))
+    return params, opt_state, average.update(old.averages, params, count, **given)
 
 
 def _updated_traced(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Tree, Tree, Tree]:
@@ -208,16 +208,11 @@ def _updated_traced(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tup
     if average is not None:
         count = optimizer.count(opt_state)
         moved = average.update(old.averages, params, count)
-        averages = _select(count == optimizer.count(old.opt_state), averages, moved)
-    new = (params, opt_state, averages)
+        averages = tree.select(count == optimizer.count(old.opt_state), averages, moved)
+    kept, new = (old.params, old.opt_state, old.averages), (params, opt_state, averages)
     if isinstance(mean.weight, torch.Tensor):
-        new = _select(mean.weight == 0, (old.params, old.opt_state, old.averages), new)
-    return tree.written((old.params, old.opt_state, old.averages), new) if donate else new
-
-
-def _select(condition: torch.Tensor, left: Tree, right: Tree) -> Tree:
-    """``left`` where the condition holds, else ``right``: trees of one structure."""
-    return tree.map(lambda a, b: a if a is b else torch.where(condition, a, b), left, right)
+        new = tree.select(mean.weight == 0, kept, new)
+    return tree.stored(new, kept, donate=donate)
 
 
 def _check_average(average: Average | None, old: Parts) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import optree
 import torch
 
+from . import tracing
 from .types import Tree
 
 NAMESPACE = "helios_fn"
@@ -84,11 +85,6 @@ def map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         ValueError: a tree of ``rest`` has another structure.
     """
     return optree.tree_map(function, tree, *rest, namespace=NAMESPACE)
-
-
-def written(old: Tree, new: Tree) -> Tree:
-    """``new`` with its values copied into the tensors of ``old``; in a compiled region they are computed there."""
-    return map(lambda kept, leaf: kept if kept is leaf else kept.copy_(leaf), old, new)
 
 
 @functools.lru_cache(maxsize=256)
@@ -170,6 +166,17 @@ def with_tensors(tree: Tree, new: Sequence[torch.Tensor]) -> Tree:
     if count != len(new):
         raise ValueError(f"a tree of {count} tensors cannot take {len(new)}")
     return unflatten(treespec, [next(remaining) if isinstance(leaf, torch.Tensor) else leaf for leaf in found])
+
+
+def select(condition: torch.Tensor, first: Tree, second: Tree) -> Tree:
+    """``first`` where ``condition`` (0-d) holds, else ``second``: trees of one structure. No value is read."""
+    pairs = zip(tensors(first), tensors(second), strict=True)
+    return with_tensors(first, [a if a is b else torch.where(condition.to(a.device), a, b) for a, b in pairs])
+
+
+def stored(new: Tree, old: Tree, *, donate: bool) -> Tree:
+    """``new``, in a compiled region with ``donate`` in the tensors of ``old``: `helios_fn.tracing.stored` for trees."""
+    return with_tensors(new, tracing.stored(tensors(new), tensors(old), donate=donate))
 
 
 def _with_tensors(tree: Tree, remaining: Iterator[torch.Tensor]) -> Tree:

@@ -14,7 +14,7 @@ from .base import Optimizer
 from .checks import number, whole
 from .formulas import toward
 from .tensors import clone, updatable_leaves
-from .wrapping import checked_optimizer, chosen, keywords, stored_tree
+from .wrapping import checked_optimizer, keywords
 
 
 class LookaheadState(NamedTuple):
@@ -102,9 +102,9 @@ class _Lookahead:
         meet = (after != before) & (after % self.k == 0)
         pairs = zip(tree.tensors(state.slow), tree.tensors(fast), strict=True)
         moved = tree.with_tensors(state.slow, [toward(s, f, self.alpha) for s, f in pairs])
-        slow = chosen(meet, moved, state.slow)
-        new = (chosen(meet, moved, fast), LookaheadState(inner, slow))
-        fresh, follows = stored_tree(new, (params, state), donate=donate)
+        slow = tree.select(meet, moved, state.slow)
+        new = (tree.select(meet, moved, fast), LookaheadState(inner, slow))
+        fresh, follows = tree.stored(new, (params, state), donate=donate)
         return fresh, follows
 
     def count(self, state: LookaheadState) -> Any:

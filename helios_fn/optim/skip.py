@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import torch
 
 from .. import tree
+from ..finiteness import all_finite
 from ..tracing import is_traced
 from ..types import Tree
 from .base import Optimizer
-from .wrapping import checked_optimizer, chosen, keywords, stored_tree
+from .wrapping import checked_optimizer, keywords
 
 
 class SkipState(NamedTuple):
@@ -57,12 +57,12 @@ class _Skip:
         self, grads: Tree, state: SkipState, params: Tree, *, weight: Any = 1.0, donate: bool = False
     ) -> tuple[Tree, SkipState]:
         leaves, treespec = self.flatten(grads)
-        if is_traced() and leaves:
-            finite = torch.stack([leaf.isfinite().all() for leaf in leaves]).all()
+        finite = all_finite(leaves)
+        if is_traced() and isinstance(finite, torch.Tensor):
             # Zeros instead: where the update is not selected, NaN would still reach derivatives.
             grads = tree.unflatten(treespec, [torch.where(finite, leaf, 0) for leaf in leaves])
             return self._selected(finite, grads, state, params, weight, donate)
-        if not _finite(leaves):
+        if not finite:
             return params, SkipState(state.inner, state.skipped + 1, state.in_a_row + 1)
         params, inner = self.optimizer.update(grads, state.inner, params, **keywords(weight, donate))
         return params, SkipState(inner, state.skipped, torch.zeros_like(state.in_a_row))
@@ -71,10 +71,10 @@ class _Skip:
         self, finite: torch.Tensor, grads: Tree, state: SkipState, params: Tree, weight: Any, donate: bool
     ) -> tuple[Tree, SkipState]:
         updated = self.optimizer.update(grads, state.inner, params, weight=weight)
-        new, inner = chosen(finite, updated, (params, state.inner))
+        new, inner = tree.select(finite, updated, (params, state.inner))
         missed = (~finite).to(state.skipped.device)
         after = SkipState(inner, state.skipped + missed, (state.in_a_row + 1) * missed)
-        params, after = stored_tree((new, after), (params, state), donate=donate)
+        params, after = tree.stored((new, after), (params, state), donate=donate)
         return params, after
 
     def count(self, state: SkipState) -> Any:
@@ -90,12 +90,3 @@ class _Skip:
 
 def _zero() -> torch.Tensor:
     return torch.zeros((), dtype=torch.int64, device="cpu")
-
-
-def _finite(leaves: list[torch.Tensor]) -> bool:
-    # The Euclidean norm is quick and never finite by mistake. It may overflow, and then a slow kernel decides.
-    on_cpu = leaves and all(leaf.is_cpu for leaf in leaves)
-    if on_cpu and all(math.isfinite(norm.item()) for norm in torch._foreach_norm(leaves)):
-        return True
-    flags = [leaf.isfinite().all() for leaf in leaves]  # all are under way before the first is waited for
-    return all(bool(flag) for flag in flags)

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "helios_fn"
 # Each name is a module or a folder of the package; a folder's members may import each other.
 LAYERS = [
     {"types", "errors", "tracing"},
-    {"tree", "random", "config", "accumulate", "graph"},
+    {"tree", "random", "config", "accumulate", "finiteness", "graph"},
     {"state", "schedule"},
     {"nn", "optim", "data", "checkpoint", "sinks", "finite"},
     {"step", "compiled", "ensemble", "unroll"},

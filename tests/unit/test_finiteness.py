@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helios_fn.finite import all_finite
+from helios_fn.finiteness import all_finite
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.int64, torch.bool]
 SIZES = [0, 1, 5, 4096, 4097]
