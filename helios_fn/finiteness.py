@@ -10,7 +10,9 @@ import torch
 
 from .tracing import is_traced
 
-_SMALL = 4096  # elements
+_SMALL = 4096  # elements of a tensor
+_COPIED = 1 << 16  # elements altogether
+_flatten = torch._C._nn.flatten_dense_tensors
 
 
 def all_finite(leaves: Iterable[Any]) -> bool | torch.Tensor:
@@ -19,39 +21,48 @@ def all_finite(leaves: Iterable[Any]) -> bool | torch.Tensor:
     A Python value for concrete tensors on the CPU, where reading it costs nothing; else a 0-d bool tensor on
     their device.
     """
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    on_cpu = not is_traced() and all(leaf.is_cpu for leaf in tensors)
-    if on_cpu and _has_finite_norms(tensors):
+    found, traced = [*leaves], is_traced()
+    if not traced and has_finite_norm(found):
         return True
+    tensors = [leaf for leaf in found if isinstance(leaf, torch.Tensor)]
     inexact = [_real(leaf) for leaf in tensors if leaf.numel() and _is_inexact(leaf)]
-    if on_cpu:
-        return all(bool(leaf.isfinite().all()) for leaf in inexact)
     if not inexact:
         return True
-    if is_traced():
+    if traced:
         return torch.stack([leaf.isfinite().all() for leaf in inexact]).all()
+    if all([leaf.is_cpu for leaf in inexact]):  # noqa: C419 - faster
+        return all(bool(leaf.isfinite().all()) for leaf in inexact)
     # The maximum norm is NaN or infinite exactly when an element is; a sum could overflow by itself.
     return torch.stack([norm.float() for norm in torch._foreach_norm(inexact, ord=torch.inf)]).isfinite().all()
 
 
-def _has_finite_norms(leaves: list[torch.Tensor]) -> bool:
-    """Whether the Euclidean norms are finite: quick, and yes only if all elements are, but a norm may overflow."""
-    # One kernel over a copy of all small tensors; the copy of large ones would cost more than kernels for each.
-    small: list[torch.Tensor] = []
-    large: list[torch.Tensor] = []
-    for leaf in leaves:
-        (small if leaf.numel() <= _SMALL else large).append(leaf)
+def has_finite_norm(leaves: list[Any], sizes: dict[int, bool] | None = None) -> bool:
+    """Whether these are tensors on the CPU of finite Euclidean norm: quick, and yes only if all elements are finite.
+
+    No says nothing: the norm may overflow. Not for traced regions. ``sizes`` remembers for callers who ask again and
+    again what lists of so many tensors are like; it decides the cost, and nothing else.
+    """
+    sizes, count = {} if sizes is None else sizes, len(leaves)
     try:
-        total = 0.0
-        if small:
-            flat = torch._utils._flatten_dense_tensors(small)
-            total = torch.dot(flat, flat).item()
-        if large:
-            for norm in torch._foreach_norm(large):
-                total += norm.item()
-        return math.isfinite(total)
-    except (RuntimeError, TypeError):
-        return False  # Booleans, complex numbers, and types of 8 bits have no such kernels
+        if not leaves[0].is_cpu:
+            return False  # to read it would be to wait; of several devices no copy is made either
+        # One kernel over one copy of all small tensors; the copy of large ones would cost more than kernels for each.
+        if count not in sizes:
+            sizes[count] = sum(map(torch.Tensor.numel, leaves)) <= _COPIED
+        if sizes[count]:
+            return math.isfinite(_square(leaves))
+        large = [leaf for leaf in leaves if leaf.numel() > _SMALL]
+        total = _square([leaf for leaf in leaves if leaf.numel() <= _SMALL])
+        return math.isfinite(total) and all(math.isfinite(norm.item()) for norm in torch._foreach_norm(large))
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        return False  # Python scalars, booleans, complex numbers, and types of 8 bits have no such kernels
+
+
+def _square(tensors: list[torch.Tensor]) -> float:
+    if not tensors:
+        return 0.0
+    flat = _flatten(tensors)
+    return torch.dot(flat, flat).item()
 
 
 def _is_inexact(leaf: torch.Tensor) -> bool:

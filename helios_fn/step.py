@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 
 from . import random, tree
 from .finite import mark_bad
-from .finiteness import all_finite
+from .finiteness import all_finite, has_finite_norm
 from .graph import whole_graph
 from .nn import Average, GradFn, LossFn, Mean, loss_grad, mean_over, microsteps
 from .optim import Optimizer
-from .state import TrainState, check_optimizer, give_away, micro_keys
+from .state import TrainState, check_optimizer, give_away, micro_keys, renewed
 from .tracing import is_traced
 from .types import Tree
 
@@ -69,7 +69,7 @@ def make_step(
         grad_fn = around_grad(grad_fn)
     if compile == "grad":
         grad_fn = whole_graph(grad_fn, compile_options)
-    return MadeStep(Recipe(grad_fn, optimizer, average), compile, compile_options)
+    return MadeStep(Recipe(grad_fn, optimizer, average, {}), compile, compile_options)
 
 
 class Recipe(NamedTuple):
@@ -78,6 +78,7 @@ class Recipe(NamedTuple):
     grad_fn: GradFn
     optimizer: Optimizer
     average: Average | None
+    sizes: dict[int, bool]  # see `has_finite_norm`
 
 
 class Parts(NamedTuple):
@@ -125,14 +126,15 @@ class MadeStep:
             if donate:
                 give_away(state)
             new, metrics = _next(self._recipe, old, mean, donate)
-        return state.replace(
-            params=new.params,
-            buffers=new.buffers,
-            opt_state=new.opt_state,
-            averages=new.averages,
-            first_bad=new.first_bad,
-            metrics=metrics,
-        )
+        changes = {
+            "params": new.params,
+            "buffers": new.buffers,
+            "opt_state": new.opt_state,
+            "averages": new.averages,
+            "first_bad": new.first_bad,
+            "metrics": metrics,
+        }
+        return state.replace(**changes) if torch.compiler.is_compiling() else renewed(state, changes)
 
     def _run_region(
         self, state: TrainState, old: Parts, batch: Any, donate: bool
@@ -158,13 +160,16 @@ def _region(recipe: Recipe, donate: bool, options: Mapping[str, Any] | None) -> 
 
 def _next(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Parts, dict[str, torch.Tensor]]:
     """Everything after the gradients. The update is the last that can raise."""
-    first_bad = mark_bad(old.first_bad, all_finite([mean.loss, *_leaves(mean.grads)]), old.iteration)
-    update = _updated_traced if is_traced() else _updated
+    traced = is_traced()
+    first_bad = old.first_bad
+    if traced or not _is_plainly_finite(mean, recipe.sizes):
+        first_bad = mark_bad(first_bad, all_finite([mean.loss, *tree.leaves(mean.grads)]), old.iteration)
+    update = _updated_traced if traced else _updated
     try:
         params, opt_state, averages = update(recipe, old, mean, donate)
         monitored = recipe.optimizer.monitor(opt_state)
     except (AttributeError, TypeError, ValueError, LookupError) as error:
-        if is_traced():
+        if traced:
             raise
         misfit = _misfit(recipe.optimizer, old)  # not looked for before: it costs as much as a new state
         if misfit:
@@ -174,11 +179,9 @@ def _next(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Parts, 
     return new, _metrics(mean, monitored)
 
 
-def _leaves(grads: Tree) -> Iterable[Any]:
-    # A dict of tensors, which is what most people have, needs no flattening.
-    if type(grads) is dict and all([isinstance(leaf, torch.Tensor) for leaf in grads.values()]):  # noqa: C419 - faster
-        return grads.values()
-    return tree.leaves(grads)
+def _is_plainly_finite(mean: Mean, sizes: dict[int, bool]) -> bool:
+    """Whether loss and gradients are seen to be finite at once; a dict of tensors needs no flattening."""
+    return type(mean.grads) is dict and has_finite_norm([mean.loss, *mean.grads.values()], sizes)
 
 
 def _updated(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Tree, Tree, Tree]:
@@ -242,10 +245,30 @@ def _misfit(optimizer: Optimizer, old: Parts) -> str:
 
 
 def _metrics(mean: Mean, monitored: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    taken = [name for name in mean.metrics if name == "loss" or name in monitored]
+    taken = mean.metrics and [name for name in mean.metrics if name == "loss" or name in monitored]
     if taken:
         raise ValueError(f"Aux.metrics may not have {taken[0]!r}, which make_step logs itself: choose another name")
     metrics = {"loss": mean.loss, **mean.metrics}
     for name, value in monitored.items():
-        metrics[name] = value if isinstance(value, torch.Tensor) else torch.scalar_tensor(value, dtype=torch.float64)
+        metrics[name] = value if isinstance(value, torch.Tensor) else _constants.tensor(name, value)
     return metrics
+
+
+class _Constants:
+    """The last value of each name as a tensor: a learning rate is often what it was, and to make one takes time."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, torch.Tensor]] = {}
+
+    def tensor(self, name: str, value: float) -> torch.Tensor:
+        """``value`` as a 0-d float64 tensor."""
+        known, made = self._last.get(name, (None, None))
+        if made is not None and known == value != 0 and made._version == 0:
+            return made
+        made = torch.scalar_tensor(value, dtype=torch.float64, device="cpu")
+        if not (torch.compiler.is_compiling() or made.is_inference()):  # which have no version
+            self._last[name] = (value, made)
+        return made
+
+
+_constants = _Constants()

@@ -165,6 +165,8 @@ class _Form:
         try:
             skeleton.bind(params, buffers)
             output = skeleton.module(*args, **kwargs)
+            if not skeleton.holds_buffers:
+                return output, dict(buffers)
             new_buffers = skeleton.collect(buffers)
             if holder is not None:
                 # A recomputation writes to buffers again: let it not write to those returned.
@@ -201,10 +203,6 @@ class _Form:
         except IndexError:
             return Skeleton(copy.deepcopy(self.pattern.module))
 
-    def give_back(self, skeleton: Skeleton) -> None:
-        skeleton.release()
-        self._idle.append(skeleton)
-
 
 class _Loan:
     """A skeleton in use, for one call or for the calls of one session that have the same tensors."""
@@ -220,7 +218,8 @@ class _Loan:
         return self._form is form and self._params is params and self._buffers is buffers and not self.busy
 
     def close(self) -> None:
-        self._form.give_back(self.skeleton)
+        self.skeleton.release()
+        self._form._idle.append(self.skeleton)
 
 
 class _Shell(nn.Module):

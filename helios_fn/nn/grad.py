@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -12,10 +14,14 @@ from .. import tree
 from ..errors import StateDonated
 from ..tracing import is_traced
 from ..types import Tree
+from .backward import derivatives
 from .session import Session
 
 OpenCall: TypeAlias = Callable[[Tree], tuple[torch.Tensor, Any]]
 """A call of the user's function in which one argument is left open; returns loss and aux."""
+
+_REQUIRES_GRAD = operator.attrgetter("requires_grad")
+_AS_IT_IS = contextlib.nullcontext()
 
 
 def value_and_grad(
@@ -58,7 +64,9 @@ def value_and_grad(
             return _check_loss(result), None
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"with has_aux=True the function must return (loss, aux), got {tree.describe(result)}")
-        return _check_loss(result[0]), result[1]
+        loss, aux = result
+        usual = type(loss) is torch.Tensor and loss.ndim == 0 and loss.is_floating_point()
+        return (loss if usual else _check_loss(loss)), aux
 
     def wrapped(*args: Any, **kwargs: Any) -> tuple[Any, Tree]:
         if not 0 <= argnum < len(args):
@@ -105,7 +113,8 @@ def grad(
 def _by_autograd(
     call: OpenCall, leaves: list[torch.Tensor], treespec: optree.PyTreeSpec, argnum: int
 ) -> tuple[torch.Tensor, Any, list[Any], bool]:
-    with torch.enable_grad(), Session():
+    recording = torch.is_grad_enabled()
+    with _AS_IT_IS if recording else torch.enable_grad(), Session():
         try:
             primals = [leaf.detach().requires_grad_() for leaf in leaves]
         except StateDonated:
@@ -116,7 +125,7 @@ def _by_autograd(
         loss, aux = call(treespec.unflatten(primals))
         found: list[torch.Tensor | None] = [None] * len(leaves)
         if primals and loss.requires_grad:
-            found = list(torch.autograd.grad(loss, primals, allow_unused=True))
+            found = derivatives(loss, primals)
     unused = [at for at, gradient in enumerate(found) if gradient is None]
     for at in unused:
         found[at] = torch.zeros_like(leaves[at])
@@ -166,10 +175,11 @@ def _check_leaves(params: Tree, argnum: int) -> None:
 
 def _any_in_graph(leaves: list[Any]) -> bool:
     """Whether a leaf has a derivative that the autograd route would lose (or refuse to take)."""
-    for leaf in leaves:  # noqa: SIM110 - a generator would take twice the time
-        if isinstance(leaf, torch.Tensor) and (leaf.requires_grad or leaf.is_inference()):
-            return True
-    return False
+    try:
+        return any(map(_REQUIRES_GRAD, leaves)) or any(map(torch.Tensor.is_inference, leaves))
+    except (AttributeError, TypeError):  # not all are tensors
+        found = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return any(map(_REQUIRES_GRAD, found)) or any(map(torch.Tensor.is_inference, found))
 
 
 def _detached(aux: Any, flatten: tree.Flattener) -> Any:

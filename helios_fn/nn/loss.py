@@ -34,7 +34,9 @@ def loss_grad(loss_fn: LossFn) -> GradFn:
 
     def call(params: Tree, buffers: Tree, batch: Any, key: Any) -> tuple[torch.Tensor, Aux]:
         loss, aux = _read(loss_fn(params, buffers, batch, key))
-        _check_buffers(aux.buffers, buffers)
+        new = aux.buffers
+        if new is not None and new is not buffers:
+            _check_buffers(new, buffers)
         return loss, aux
 
     return value_and_grad(call, has_aux=True, on_constant=_refuse_constant)
@@ -56,7 +58,7 @@ def _check_signature(loss_fn: Any) -> None:
 
 def _read(returned: Any) -> tuple[torch.Tensor, Aux]:
     loss, aux = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
-    if not isinstance(loss, torch.Tensor) or not isinstance(aux, Aux | None):
+    if not isinstance(loss, torch.Tensor) or not (aux is None or isinstance(aux, Aux)):
         raise TypeError(
             f"loss_fn must return a 0-d loss tensor or (loss, hf.Aux(...)), got {_described(returned)}"
             f"{_remedy(returned, loss, aux)}"
@@ -90,6 +92,8 @@ def _remedy(returned: Any, loss: Any, aux: Any) -> str:
 
 def _check_buffers(new: Any, old: Tree) -> None:
     """Refuse metrics or a weight in the place of buffers. What is like the old buffers costs nothing here."""
+    if type(new) is dict is type(old) and new.keys() == old.keys():
+        return
     wrong = "Aux's first argument is buffers"
     if isinstance(new, Mapping):
         names = old if isinstance(old, Mapping) else {}

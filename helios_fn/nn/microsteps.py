@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -80,13 +79,13 @@ def mean_over(
 def _evaluate(grad_fn: GradFn, params: Tree, buffers: Tree, item: Any, key: Key, index: int) -> Mean:
     """The results of one micro-batch, checked and detached."""
     # A key without a value cannot be scoped; whoever compiles has opened a scope around the region.
-    call = grad_fn if random.is_traced(key) else functools.partial(random.within, key, grad_fn)
-    (loss, returned), grads = call(params, buffers, item, key)
+    if random.is_traced(key):
+        (loss, returned), grads = grad_fn(params, buffers, item, key)
+    else:
+        (loss, returned), grads = random.within(key, grad_fn, params, buffers, item, key)
     aux = read_aux(returned)
     new = buffers if aux.buffers is None else aux.buffers
-    return Mean(_final(loss), grads, new, read_metrics(aux.metrics), read_weight(aux.weight, index))
-
-
-def _final(loss: torch.Tensor) -> torch.Tensor:
     # Under a transform an outer level may still differentiate.
-    return loss if is_traced() else loss.detach()
+    if loss.requires_grad and not is_traced():
+        loss = loss.detach()
+    return Mean(loss, grads, new, read_metrics(aux.metrics), read_weight(aux.weight, index))

@@ -37,6 +37,8 @@ def read_weight(weight: Any, index: int) -> Weight:
         TypeError: not a real number or tensor.
         ValueError: negative, infinite, NaN, or a tensor with dimensions.
     """
+    if type(weight) is int and weight >= 0:  # which is what most people have
+        return weight
     if isinstance(weight, torch.Tensor):
         if weight.dim() != 0 or weight.is_complex():
             raise ValueError(

@@ -54,6 +54,7 @@ class Skeleton:
         self._buffers = _slots(module, "_buffers")
         self._absent = _absent_buffers(module)
         self._recurrent = [submodule for submodule in module.modules() if isinstance(submodule, nn.RNNBase)]
+        self.holds_buffers = bool(self._buffers or self._absent)
         self._first = list({slot.name: slot for slot in reversed(self._buffers)}.values())
         self.param_names = _names(self._params)
         self.copied_names = _names(self._buffers)
@@ -72,18 +73,18 @@ class Skeleton:
                 owner[key] = params[name]
             for name, owner, key, _ in self._frozen:
                 owner[key] = buffers[name]
-            self.bind_copies(buffers)
+            if self._buffers:
+                self.bind_copies(buffers)
         except (KeyError, TypeError):
             self.check(params, buffers)
             raise
 
     def bind_copies(self, buffers: Tensors) -> None:
         """Put copies of those ``buffers`` in place that are not frozen parameters."""
-        if self._buffers:
-            copies = _copies([buffers[name] for name in self.copied_names])
-            by_name = dict(zip(self.copied_names, copies, strict=True))
-            for name, owner, key, _ in self._buffers:
-                owner[key] = by_name[name]
+        copies = _copies([buffers[name] for name in self.copied_names])
+        by_name = dict(zip(self.copied_names, copies, strict=True))
+        for name, owner, key, _ in self._buffers:
+            owner[key] = by_name[name]
 
     def collect(self, buffers: Tensors) -> dict[str, torch.Tensor]:
         """The buffers as the forward pass left them; frozen parameters are those of ``buffers``.

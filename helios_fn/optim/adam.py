@@ -95,7 +95,7 @@ class AdamRule(Rule):
         if self.mode == "fused":
             kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
             # The kernel reads the count of this update, which is the same for all tensors.
-            step = torch.full((), count + 1, dtype=torch.float32, device=params[0].device)
+            step = torch.scalar_tensor(count + 1, dtype=torch.float32, device=params[0].device)
             kernel(*tensors, [step] * len(params), **settings)
         else:
             kernels = _adamw_kernels if self.decoupled else _adam_kernels

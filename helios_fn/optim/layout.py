@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from .. import tree
 from ..types import Tree
@@ -28,6 +29,13 @@ class Group:
 
     params: Index
     slots: tuple[Index, ...] = ()
+
+    def parts(self, held: list[Tensor], grads: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+        """The parameters, their gradients, and for each name their slots."""
+        index = self.params
+        if isinstance(index, slice):
+            return held[index], grads[index], [held[slot] for slot in self.slots]  # type: ignore[index]
+        return take(held, index), take(grads, index), [take(held, slot) for slot in self.slots]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,5 +150,5 @@ def _laid(
 
 def _apart(held: list[torch.Tensor], grads: list[torch.Tensor]) -> bool:
     """Whether no two tensors start at one place, as tied weights do."""
-    places = [*map(torch.Tensor.data_ptr, held), *map(torch.Tensor.data_ptr, grads)]
-    return len(set(places)) == len(places)
+    places = {*map(Tensor.data_ptr, held), *map(Tensor.data_ptr, grads)}
+    return len(places) == len(held) + len(grads)

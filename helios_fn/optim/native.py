@@ -23,7 +23,7 @@ from ..tracing import by_formula, is_traced
 from ..types import Tree
 from .base import Optimizer
 from .formulated import formulated
-from .layout import Group, Known, Layout, survey, take
+from .layout import Group, Known, Layout, survey
 from .rule import Rule
 from .schedules.base import last_rate, rate_at
 from .tensors import at, check_like, leaves_like, placed, updatable_leaves
@@ -76,15 +76,14 @@ class Native:
             if by_formula(tree.leaves((params, state.slots, grads))):
                 return _formulated(rule, grads, state, params, donate)
             seen = self.known.keep(_surveyed(rule, params, state, grads), params, state.slots, grads)
+        # From here on nothing can be recorded by autograd: no tensor requires gradients, or recording is off.
         layout, size, count = seen.layout, len(seen.leaves), int(state.count)
         lr = rate_at(rule.lr, count)
-        with torch.no_grad():
-            own = layout.own([*seen.leaves, *seen.memory], seen.grads, donate=donate)
-            gradients = layout.fitted(seen.grads, own)
-            for group in layout.groups:
-                slots = [take(own, index) for index in group.slots]
-                rule.apply(take(own, group.params), take(gradients, group.params), slots, count=count, lr=lr)
-            advanced = state.count.add_(1) if donate else state.count + 1
+        own = layout.own([*seen.leaves, *seen.memory], seen.grads, donate=donate)
+        gradients = layout.fitted(seen.grads, own)
+        for group in layout.groups:
+            rule.apply(*group.parts(own, gradients), count=count, lr=lr)
+        advanced = state.count.add_(1) if donate else state.count + 1
         return seen.treespec.unflatten(own[:size]), NativeState(advanced, seen.memory_spec.unflatten(own[size:]))
 
     def count(self, state: NativeState) -> int | torch.Tensor:
@@ -101,6 +100,8 @@ class Native:
 
 def monitored(lr: Any, count: torch.Tensor) -> dict[str, Any]:
     """The rate that the last update used, or that the first one will use: a float, or where traced a tensor."""
+    if type(lr) is float:
+        return {"learning_rate": lr}
     if not is_traced():
         return {"learning_rate": float(last_rate(lr, int(count)))}
     return {"learning_rate": torch.as_tensor(last_rate(lr, count), dtype=torch.float64)}

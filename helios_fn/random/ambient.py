@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from .derive import Words
 from .generators import STATE_WORDS, set_torch_state, state_words
 from .twisters import NumpyState, PythonState
 
+_CPU_ALONE = (torch.default_generator,)
 _HALF = STATE_WORDS // 2  # one twister's state in 64-bit words
 
 
@@ -39,6 +40,31 @@ def capture() -> Ambient:
 def capture_torch() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """The present states of torch's generators: the CPU's, and those of CUDA."""
     return torch.default_generator.get_state(), tuple([each.get_state() for each in _cuda_generators()])
+
+
+Glance: TypeAlias = tuple[Any, list[torch.Tensor]]
+"""The states of the global generators in the form that costs least to take and to compare."""
+
+
+def glance() -> Glance | None:
+    """The present states, or ``None`` where they cannot be had quickly."""
+    seen = twisters.glance()
+    return None if seen is None else (seen, [*map(torch.Generator.get_state, _torch_generators())])
+
+
+def still_holds(before: Glance) -> bool:
+    """Whether the generators are as they were; where that cannot be seen at once, the answer is no."""
+    now = twisters.glance()
+    if now is None or now != before[0]:
+        return False
+    states = [*map(torch.Generator.get_state, _torch_generators())]
+    return len(states) == len(before[1]) and all(map(torch.equal, states, before[1]))
+
+
+def of_glance(before: Glance) -> Ambient:
+    """The same states in the form that `restore` takes."""
+    cpu, *cuda = before[1]
+    return Ambient(cpu, tuple(cuda), *twisters.of_glance(before[0]))
 
 
 def restore(ambient: Ambient) -> None:
@@ -142,6 +168,10 @@ def _flat(part: Any) -> bytes:
     if isinstance(part, np.ndarray):
         return part.tobytes()
     return part if isinstance(part, bytes) else repr(part).encode()
+
+
+def _torch_generators() -> tuple[torch.Generator, ...]:
+    return (torch.default_generator, *torch.cuda.default_generators) if torch.cuda.is_initialized() else _CPU_ALONE
 
 
 def _cuda_generators() -> tuple[torch.Generator, ...]:

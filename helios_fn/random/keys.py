@@ -27,6 +27,7 @@ from .derive import MASK64, Words
 _INT_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _SMALL = 16  # up to so many rows, Python integers beat the fixed cost of a NumPy derivation
 _WINDOW = 256  # siblings derived at a time by `consecutive`: one NumPy derivation costs as much as 25 single ones
+_RECENT = 8  # keys whose window is remembered
 _TWO_WORDS = struct.Struct("=QQ").pack
 
 
@@ -78,48 +79,69 @@ def consecutive(key: Key, name: str, start: Any, count: int) -> list[Key]:
 
     Meant for counters: concrete keys come out of a cached window of siblings.
     """
-    if count == 1:
-        found = _recent.find(key, name, start)
-        if found is not None:
-            return [found]
+    found = _recent.find(key, name, start, count)
+    if found is not None:
+        return found
     words = host_words(key)
     if words is None or type(start) is not int or not 0 <= start < 1 << 62:
         return [fold_in(key, name, start + index) for index in range(count)]
     parent = derive.child_of_text(words, name)
     made = []
     for number in range(start, start + count):
-        window, row = divmod(number, _WINDOW)
-        rows = _window(parent, window)
-        made.append(torch.from_numpy(rows[row].copy()))
+        index, row = divmod(number, _WINDOW)
+        window = _window(parent, index)
+        made.append(torch.from_numpy(window.rows[row].copy()))
     if made:
-        _recent.keep(key, name, window, rows)
+        _recent.keep(key, name, window)
     return made
 
 
-class _Recent:
-    """The window that was asked for last, found by the identity of its key: a run asks for one number after another."""
+class _Window:
+    """Siblings for consecutive integers from ``first`` on: as rows of int64 (256, 2), and as keys that may be lent."""
 
-    __slots__ = ("_first", "_key", "_name", "_rows", "_version")
+    def __init__(self, parent: Words, first: int) -> None:
+        self.first, self.rows = first, _siblings(parent, first, _WINDOW, derive.INT)
+        self.keys: list[Key] = []
+        self._version = 0
+
+    def lend(self, start: int, count: int) -> list[Key] | None:
+        """The keys of ``count`` integers from ``start`` on, if all are here, and nobody has written to any key."""
+        at = start - self.first
+        if at < 0 or at + count > _WINDOW or self.keys[0]._version != self._version:
+            return None
+        return self.keys[at : at + count]
+
+    def fill(self) -> None:
+        """Make the keys: views of one tensor, which share its version."""
+        self.keys = list(torch.from_numpy(self.rows.copy()).unbind())
+        self._version = self.keys[0]._version
+
+
+class _Recent:
+    """The windows that were asked for last, found by the identity of their keys: a run asks for number after number."""
+
+    __slots__ = ("_found",)
 
     def __init__(self) -> None:
-        self._key: torch.Tensor | None = None
-        self._rows = np.empty((0, 2), np.int64)
-        self._first = self._version = 0
-        self._name = ""
+        # The key is kept, so that its identity is nobody else's.
+        self._found: dict[tuple[int, str], tuple[Key, int, _Window]] = {}
 
-    def find(self, key: Key, name: str, number: Any) -> Key | None:
-        """``fold_in(key, name, number)`` if it is in the window."""
-        if key is not self._key or name != self._name or type(number) is not int or key._version != self._version:
+    def find(self, key: Key, name: str, start: Any, count: int) -> list[Key] | None:
+        """The keys of ``count`` numbers from ``start`` on if all are in the window."""
+        found = self._found.get((id(key), name))
+        if found is None or type(start) is not int or key._version != found[1]:
             return None
-        at = number - self._first
-        # A copy, so that nobody who writes to a key writes to the cache.
-        return torch.from_numpy(self._rows[at].copy()) if 0 <= at < len(self._rows) else None
+        return found[2].lend(start, count)
 
-    def keep(self, key: Key, name: str, window: int, rows: np.ndarray) -> None:
-        """Remember the window with this index."""
-        if not key.is_inference():
-            self._key, self._version, self._name = key, key._version, name
-            self._first, self._rows = window * _WINDOW, rows
+    def keep(self, key: Key, name: str, window: _Window) -> None:
+        """Remember the window."""
+        if key.is_inference() or torch.is_inference_mode_enabled():
+            return  # such tensors have no version
+        if not window.keys or window.lend(window.first, 1) is None:
+            window.fill()
+        for oldest in list(self._found)[: 1 - _RECENT]:
+            self._found.pop(oldest, None)
+        self._found[id(key), name] = (key, key._version, window)
 
 
 _recent = _Recent()
@@ -204,9 +226,9 @@ def _read(key: torch.Tensor) -> Words:
 
 
 @functools.lru_cache(maxsize=16)
-def _window(parent: Words, index: int) -> np.ndarray:
-    """The children of ``parent`` for the integers of the window with this index: int64, shape (256, 2)."""
-    return _siblings(parent, index * _WINDOW, _WINDOW, derive.INT)
+def _window(parent: Words, index: int) -> _Window:
+    """The children of ``parent`` for the integers of the window with this index."""
+    return _Window(parent, index * _WINDOW)
 
 
 def _siblings(parent: Words, start: int, count: int, tag: int) -> np.ndarray:

@@ -60,6 +60,21 @@ def save_python() -> PythonState:
     return PythonState(memory.raw, _python.gauss_next)
 
 
+def glance() -> tuple[Any, ...] | None:
+    """Both states as one tuple that can be compared, or ``None`` where memory cannot be read; see `of_glance`."""
+    bit_generator = _numpy.get_bit_generator()
+    numpy, python = _numpy_memory(bit_generator), _python_memory()
+    if numpy is None or python is None:
+        return None
+    return bit_generator, numpy.raw, _waiting().raw, python.raw, _python.gauss_next
+
+
+def of_glance(seen: tuple[Any, ...]) -> tuple[PythonState, NumpyState]:
+    """The states that `glance` saw."""
+    bit_generator, twister, waiting, python, gauss = seen
+    return PythonState(python, gauss), NumpyState(bit_generator, twister, waiting, None)
+
+
 def load_python(saved: PythonState) -> None:
     """Put a saved state of Python's ``random`` back."""
     memory = _python_memory()

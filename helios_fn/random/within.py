@@ -8,11 +8,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
-import torch
 
 from ..types import Key
 from . import ambient
-from .ambient import Ambient
 from .derive import Words
 from .innermost import opened
 from .keys import key_words
@@ -20,9 +18,15 @@ from .scope import scope
 
 T = TypeVar("T")
 
+
+def _nothing() -> None:
+    """What `_latest` is while no function is known to be quiet."""
+
+
 # What was seen of functions so far. It decides the cost of a call, and no bit of its result.
 _quiet: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
 _drawing: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
+_latest: Callable[[], Callable[..., Any] | None] = _nothing  # the quiet one that a run calls again and again
 
 
 def within(key: Key, function: Callable[..., T], /, *args: Any) -> T:
@@ -32,32 +36,43 @@ def within(key: Key, function: Callable[..., T], /, *args: Any) -> T:
     watched: should a later call draw from one of them, all are put back and the function is called again in a
     `scope`. So the result is the same as in a `scope`, whatever the function draws.
     """
-    if function not in _quiet:
+    before = ambient.glance() if _latest() is function or function in _quiet else None
+    if before is None:
         return _seeded(key, function, args)
-    before = ambient.capture()
+    outer, opened.innermost = opened.innermost, _Watched(key)
     try:
-        with _Watch(key):
-            result = function(*args)
+        result = function(*args)
     except Exception:
-        if _untouched(before):
+        if ambient.still_holds(before):
             raise
     else:
-        if _untouched(before):
+        if ambient.still_holds(before):
             return result
-    ambient.restore(before)
-    _quiet.discard(function)
-    _drawing.add(function)
+    finally:
+        opened.innermost = outer
+    ambient.restore(ambient.of_glance(before))
+    _note(function, draws=True)
     return _seeded(key, function, args)
 
 
 def _seeded(key: Key, function: Callable[..., T], args: tuple[Any, ...]) -> T:
     with scope(key):
-        if function in _drawing:
-            return function(*args)
-        before = ambient.capture()
+        before = None if function in _drawing else ambient.glance()
         result = function(*args)
-        (_quiet if _untouched(before) else _drawing).add(function)
+        if before is not None:
+            _note(function, draws=not ambient.still_holds(before))
         return result
+
+
+def _note(function: Callable[..., Any], *, draws: bool) -> None:
+    global _latest
+    if draws:
+        _quiet.discard(function)
+        _drawing.add(function)
+        _latest = _nothing
+    else:
+        _quiet.add(function)
+        _latest = weakref.ref(function)
 
 
 class torch_scope(scope):  # noqa: N801 - used like a function
@@ -79,10 +94,10 @@ class torch_scope(scope):  # noqa: N801 - used like a function
         self._outer = self._numpy = None
 
 
-class _Watch:
+class _Watched:
     """What `helios_fn.random.numpy` finds while generators are watched: the key, read when it is needed."""
 
-    __slots__ = ("_key", "_numpy", "_outer")
+    __slots__ = ("_key", "_numpy")
 
     def __init__(self, key: Key) -> None:
         self._key = key
@@ -91,18 +106,3 @@ class _Watch:
     @property
     def _words(self) -> Words:
         return key_words(self._key)
-
-    def __enter__(self) -> None:
-        self._outer, opened.innermost = opened.innermost, self
-
-    def __exit__(self, *exception: object) -> None:
-        opened.innermost = self._outer
-
-
-def _untouched(before: Ambient) -> bool:
-    """Whether the global generators are as they were. Where that cannot be seen at once, the answer is no."""
-    now = ambient.capture()
-    if len(before.cuda) != len(now.cuda) or now.numpy.official is not None:
-        return False
-    same_torch = all(map(torch.equal, (before.torch, *before.cuda), (now.torch, *now.cuda)))
-    return same_torch and before.python == now.python and before.numpy == now.numpy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import weakref
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from helios_fn import random, tree
-from helios_fn.nn import functional, grad, value_and_grad
+from helios_fn.nn import backward, functional, grad, value_and_grad
 from helios_fn.types import Aux
 
 
@@ -345,3 +345,42 @@ def test_leaves_without_gradient_are_refused_with_their_path(leaf, words, higher
     params = {"layer": [torch.ones(1), leaf]}
     with pytest.raises(TypeError, match=rf"argument 0 .* holds {words} at \['layer'\]\[1\]: .* in the buffers"):
         grad(lambda params: params["layer"][0].sum(), higher_order=higher_order)(params)
+
+
+@pytest.mark.parametrize("way", ["direct", "public"])
+def test_derivatives_are_those_of_autograd_grad(way, monkeypatch):
+    """By the engine, and by the public function where torch lacks that way: unused leaves, hooks, no ``.grad``."""
+    if way == "public":
+        monkeypatch.setattr(backward, "_run", None)
+    torch.manual_seed(0)
+    used, unused = torch.randn(3, requires_grad=True), torch.randn(2, requires_grad=True)
+
+    def recorded():
+        scaled = used * 2
+        scaled.register_hook(lambda gradient: gradient * 3)
+        return (scaled * used).sum(), [used, unused, scaled]
+
+    found = backward.derivatives(*recorded())
+    expected = torch.autograd.grad(*recorded(), allow_unused=True)
+    assert found[1] is expected[1] is None
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[2], expected[2])
+    assert used.grad is None
+
+
+def test_a_loss_of_another_class_keeps_its_own_rules():
+    """A subclass with rules of its own is not handed to the engine behind its back."""
+
+    class Told(torch.Tensor):
+        asked: ClassVar[list[Any]] = []
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            cls.asked.append(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    leaf = torch.ones(2, requires_grad=True)
+    loss = (leaf.as_subclass(Told) * 2).sum()
+    Told.asked.clear()
+    assert torch.equal(backward.derivatives(loss, [leaf])[0], torch.full((2,), 2.0))
+    assert torch.autograd.grad in Told.asked

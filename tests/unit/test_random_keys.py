@@ -126,13 +126,25 @@ def test_many_derived_keys_do_not_collide_in_either_word():
 @given(seeds, texts, st.integers(0, 2**40) | st.integers(0, 600), st.integers(0, 20))
 @settings(max_examples=40)
 def test_consecutive_keys_are_the_folded_ones_and_nobody_else_has_them(seed, name, start, count):
-    """The window that they come from is cached, so a write to one must not reach the next who asks."""
-    expected = [fold_in(key(seed), name, start + i) for i in range(count)]
-    for _ in range(2):
-        made = consecutive(key(seed), name, start, count)
-        assert len(made) == count
-        assert all(torch.equal(*pair) for pair in zip(made, expected, strict=True))
-        [each.zero_() for each in made]
+    """The window that they come from is cached, so a write to one, or to the parent, must not reach who asks next."""
+    parents = [key(seed), key(seed ^ 1)]
+    for write_to_parent in (False, False, True, False):
+        for parent in parents:  # two runs that take turns
+            expected = [fold_in(parent, name, start + i) for i in range(count)]
+            made = consecutive(parent, name, start, count)
+            assert len(made) == count
+            assert all(torch.equal(*pair) for pair in zip(made, expected, strict=True))
+            [each.zero_() for each in made]
+            if write_to_parent:
+                parent.add_(1)
+
+
+def test_consecutive_keys_are_the_same_in_inference_mode():
+    parent = key(5)
+    with torch.inference_mode():
+        made = [consecutive(parent, "micro", number, 1)[0] for number in range(3)]
+    assert all(torch.equal(one, fold_in(parent, "micro", number)) for number, one in enumerate(made))
+    assert torch.equal(consecutive(parent, "micro", 1, 1)[0], made[1])
 
 
 def test_consecutive_keys_are_derived_where_values_are_unknown():
