@@ -13,7 +13,7 @@ from .base import Optimizer
 from .checks import flag, number
 from .formulas import at, double, following
 from .native import native
-from .rule import Count, ForeachMode, Rule, Scalar, Tensors, Updated, checked_mode
+from .rule import Count, ForeachMode, Rule, Scalar, Scalars, Tensors, Updated, checked_mode
 from .schedules.base import Rate, checked_rate
 
 
@@ -107,15 +107,20 @@ class AdafactorRule(Rule):
         steps = [torch.full((), count, dtype=torch.float32, device="cpu") for _ in params]
         _kernels(params, grads, rows, columns, variances, steps, foreach=self.mode == "foreach", **settings)
 
-    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, *, count: Count, lr: Scalar) -> Updated:
+    def scalars(self, count: Count, lr: Scalar) -> Scalars:
         """See `Rule`."""
         step, lr = double(following(count)), double(lr)
+        return step**self.beta2_decay, torch.minimum(lr, step**-0.5), 1 - lr * self.weight_decay
+
+    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Scalars) -> Updated:
+        """See `Rule`."""
+        decay, rate, kept = scalars
         smallest = torch.finfo(param.dtype).eps if self.eps[0] is None else self.eps[0]
         grad = -grad if self.maximize else grad
-        forgotten = at(param, step**self.beta2_decay)
+        forgotten = at(param, decay)
         scale = _root_mean_square(param).clamp(min=self.eps[1])
-        rate = at(param, torch.minimum(lr, step**-0.5)) * scale
-        param = param * at(param, 1 - lr * self.weight_decay)
+        rate = at(param, rate) * scale
+        param = param * at(param, kept)
         if grad.dim() > 1:
             column = slots[0] + forgotten * ((grad * grad).mean(dim=-2, keepdim=True) - slots[0])
             row = slots[1] + forgotten * ((grad * grad).mean(dim=-1, keepdim=True) - slots[1])

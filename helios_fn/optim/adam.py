@@ -14,7 +14,7 @@ from .base import Optimizer
 from .checks import decays, flag, number
 from .formulas import at, following, present, root, toward
 from .native import native
-from .rule import Count, Mode, Rule, Scalar, Tensors, Updated, checked_mode
+from .rule import Count, Mode, Rule, Scalar, Scalars, Tensors, Updated, checked_mode
 from .schedules.base import Rate, checked_rate
 
 
@@ -104,12 +104,17 @@ class AdamRule(Rule):
             has_complex = any(param.is_complex() for param in params)
             kernels(*tensors, steps, foreach=self.mode == "foreach", fused=False, has_complex=has_complex, **settings)
 
-    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, *, count: Count, lr: Scalar) -> Updated:
+    def scalars(self, count: Count, lr: Scalar) -> Scalars:
         """See `Rule`."""
         (beta1, beta2), step = self.betas, following(count)
+        return 1 - lr * self.weight_decay, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5
+
+    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Scalars) -> Updated:
+        """See `Rule`."""
+        (beta1, beta2), (decay, rate, correction) = self.betas, scalars
         grad = -grad if self.maximize else grad
         if self.decoupled:
-            param = param * at(param, 1 - lr * self.weight_decay)
+            param = param * at(param, decay)
         elif present(self.weight_decay):
             grad = grad + at(param, self.weight_decay) * param
         mean = toward(slots[0], grad, 1 - beta1)
@@ -117,5 +122,5 @@ class AdamRule(Rule):
         new = [mean, square]
         if self.amsgrad:
             new.append(torch.maximum(slots[2], square))
-        scale = root(new[-1]) / at(param, (1 - beta2**step) ** 0.5) + at(param, self.eps)
-        return param - at(param, lr / (1 - beta1**step)) * (mean / scale), new
+        scale = root(new[-1]) / at(param, correction) + at(param, self.eps)
+        return param - at(param, rate) * (mean / scale), new

@@ -6,6 +6,7 @@ either way, and meet a parameter only through `at`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,21 @@ import torch
 def at(param: torch.Tensor, scalar: Any) -> Any:
     """``scalar`` as arithmetic with ``param`` takes it: a number as it is, a tensor in its dtype and on its device."""
     return scalar.to(device=param.device, dtype=param.dtype) if isinstance(scalar, torch.Tensor) else scalar
+
+
+def once(scalars: tuple[Any, ...], params: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+    """``scalars``; in a compiled region on the CPU, tensors among them are computed before the loops over ``params``.
+
+    The compiler would fuse their arithmetic into each loop, and raise a power or take a cosine anew for every few
+    elements: three quarters of the time of a compiled Adam. It keeps what is put together where it was put together.
+    """
+    if not torch.compiler.is_compiling() or any(param.device.type != "cpu" for param in params):
+        return scalars
+    found = [scalar for scalar in scalars if isinstance(scalar, torch.Tensor) and scalar.is_floating_point()]
+    if not found:
+        return scalars
+    kept = iter(torch.stack([*found, found[0]]).unbind())  # of one tensor alone it would keep nothing
+    return tuple(next(kept) if any(scalar is each for each in found) else scalar for scalar in scalars)
 
 
 def present(scalar: Any) -> bool:

@@ -11,7 +11,8 @@ from .. import tree
 from ..accumulate import widen
 from ..tracing import is_traced, stored
 from ..types import Tree
-from .rule import Rule
+from .formulas import once
+from .rule import Rule, Scalars
 from .schedules.base import rate_at
 from .tensors import check_like, leaves_like
 
@@ -39,10 +40,11 @@ def formulated(
     done = count if is_traced() else int(count)
     lr = rate_at(rule.lr, done)
     lr = lr if scale is None else scale * lr
+    scalars = once(rule.scalars(done, lr), leaves)
     new = []
     for i, (leaf, grad) in enumerate(zip(leaves, gradients, strict=True)):
         held = list(memory[i].values())
-        param, renewed = _updated(rule, leaf, grad, held, done, lr)
+        param, renewed = _updated(rule, leaf, grad, held, scalars)
         new += stored([param], [leaf], donate=donate)
         memory[i] = dict(zip(memory[i], stored(renewed, held, donate=donate), strict=True))
     (count,) = stored([count + 1], [count], donate=donate)
@@ -63,11 +65,11 @@ def _memory(rule: Rule, leaves: Sequence[torch.Tensor], treespec: Any, slots: Tr
 
 
 def _updated(
-    rule: Rule, param: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], count: Any, lr: Any
+    rule: Rule, param: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], scalars: Scalars
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     if param.is_complex():
         real, *rest = (torch.view_as_real(tensor) for tensor in (param, grad, *slots))
-        new, renewed = _updated(rule, real, rest[0], rest[1:], count, lr)
+        new, renewed = _updated(rule, real, rest[0], rest[1:], scalars)
         return torch.view_as_complex(new), [torch.view_as_complex(slot) for slot in renewed]
-    new, renewed = rule.formula(widen(param), widen(grad), [widen(slot) for slot in slots], count=count, lr=lr)
+    new, renewed = rule.formula(widen(param), widen(grad), [widen(slot) for slot in slots], scalars)
     return new.to(param.dtype), [slot.to(old.dtype) for slot, old in zip(renewed, slots, strict=True)]

@@ -12,7 +12,7 @@ from .base import Optimizer
 from .checks import decays, flag, number
 from .formulas import at, toward
 from .native import native
-from .rule import Count, Rule, Scalar, Tensors, Updated
+from .rule import Rule, Scalar, Scalars, Tensors, Updated
 from .schedules.base import Rate, checked_rate
 
 
@@ -83,9 +83,9 @@ class LionRule(Rule):
         torch._foreach_add_(params, updates, alpha=-lr)
         torch._foreach_lerp_(momenta, grads, 1 - second)
 
-    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, *, count: Count, lr: Scalar) -> Updated:
+    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Scalars) -> Updated:
         """See `Rule`."""
-        (momentum,), (first, second) = slots, self.betas
+        (lr,), (momentum,), (first, second) = scalars, slots, self.betas
         grad = -grad if self.maximize else grad
         update = toward(momentum, grad, 1 - first).sign()
         param = param * at(param, 1 - lr * self.weight_decay) - at(param, lr) * update

@@ -13,7 +13,7 @@ from .base import Optimizer
 from .checks import choice, flag, number, whole
 from .formulas import at
 from .native import native
-from .rule import Count, Rule, Scalar, Tensors, Updated
+from .rule import Rule, Scalar, Scalars, Tensors, Updated
 from .schedules.base import Rate, checked_rate
 
 Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
@@ -103,8 +103,9 @@ class MuonRule(Rule):
             param.mul_(1 - lr * self.weight_decay)
             param.add_(update, alpha=-lr * self._adjustment(param))
 
-    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, *, count: Count, lr: Scalar) -> Updated:
+    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Scalars) -> Updated:
         """See `Rule`."""
+        (lr,) = scalars
         # As lerp computes it, to the bit: in bfloat16 the steps that follow make much of little.
         mean = torch.lerp(slots[0], grad, at(param, 1 - self.momentum))
         update = self._orthogonal(torch.lerp(grad, mean, at(param, self.momentum)) if self.nesterov else mean)

@@ -13,7 +13,7 @@ from .base import Optimizer
 from .checks import flag, number
 from .formulas import at, present, root, toward
 from .native import native
-from .rule import Count, ForeachMode, Rule, Scalar, Tensors, Updated, checked_mode
+from .rule import ForeachMode, Rule, Scalar, Scalars, Tensors, Updated, checked_mode
 from .schedules.base import Rate, checked_rate
 
 
@@ -105,8 +105,9 @@ class RMSpropRule(Rule):
             "centered": self.centered,
         }
 
-    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, *, count: Count, lr: Scalar) -> Updated:
+    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Scalars) -> Updated:
         """See `Rule`."""
+        (lr,) = scalars
         old = dict(zip(self.names(param), slots, strict=True))
         grad = -grad if self.maximize else grad
         if present(self.weight_decay):

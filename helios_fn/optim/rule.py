@@ -23,6 +23,7 @@ Scalar: TypeAlias = float | Tensor
 """A hyperparameter as a formula sees it: a number, or a 0-d float64 tensor."""
 Count: TypeAlias = int | Tensor
 """The updates applied so far, as a formula sees it: a number, or a 0-d int64 tensor."""
+Scalars: TypeAlias = tuple[Any, ...]
 Tensors: TypeAlias = list[Tensor]
 Updated: TypeAlias = tuple[Tensor, Tensors]
 
@@ -54,11 +55,18 @@ class Rule:
         """
         raise NotImplementedError
 
-    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, *, count: Count, lr: Scalar) -> Updated:
+    def scalars(self, count: Count, lr: Scalar) -> Scalars:
+        """What ``formula`` needs to know that is the same for all parameters: the rate, unless a rule says otherwise.
+
+        ``count`` is the number of updates before this one.
+        """
+        return (lr,)
+
+    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Scalars) -> Updated:
         """The new parameter and the new slots (in the order of their names), by operations that write nowhere.
 
-        ``count``, ``lr`` and the hyperparameters may be tensors, whose values must not be looked at; see
-        `helios_fn.optim.formulas`. Tensors are real, and not of half precision: callers convert.
+        ``scalars`` are those of the method of this name. They and the hyperparameters may be tensors, whose values must
+        not be looked at; see `helios_fn.optim.formulas`. Tensors are real, and not of half precision: callers convert.
         """
         raise NotImplementedError
 

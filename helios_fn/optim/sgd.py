@@ -13,7 +13,7 @@ from .base import Optimizer
 from .checks import flag, number
 from .formulas import at, pick, present
 from .native import native
-from .rule import Count, Mode, Rule, Scalar, Tensors, Updated, checked_mode
+from .rule import Count, Mode, Rule, Scalar, Scalars, Tensors, Updated, checked_mode
 from .schedules.base import Rate, checked_rate
 from .tensors import clone
 
@@ -100,14 +100,19 @@ class SGDRule(Rule):
         if self.momentum and absent:
             torch._foreach_copy_(velocities, buffers)
 
-    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, *, count: Count, lr: Scalar) -> Updated:
+    def scalars(self, count: Count, lr: Scalar) -> Scalars:
         """See `Rule`."""
+        return lr, count == 0
+
+    def formula(self, param: Tensor, grad: Tensor, slots: Tensors, scalars: Scalars) -> Updated:
+        """See `Rule`."""
+        lr, is_first = scalars
         grad = -grad if self.maximize else grad
         if present(self.weight_decay):
             grad = grad + at(param, self.weight_decay) * param
         if not slots:
             return param - at(param, lr) * grad, []
         momentum = at(param, self.momentum)
-        velocity = pick(count == 0, grad, momentum * slots[0] + at(param, 1 - self.dampening) * grad)
+        velocity = pick(is_first, grad, momentum * slots[0] + at(param, 1 - self.dampening) * grad)
         direction = grad + momentum * velocity if self.nesterov else velocity
         return param - at(param, lr) * direction, [velocity]
