@@ -176,7 +176,7 @@ def _next(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Parts, 
             raise ValueError(misfit) from error
         raise
     new = Parts(params, mean.buffers, opt_state, averages, first_bad, old.iteration)
-    return new, _metrics(mean, monitored)
+    return new, _metrics(mean, monitored, traced)
 
 
 def _is_plainly_finite(mean: Mean, sizes: dict[int, bool]) -> bool:
@@ -244,13 +244,15 @@ def _misfit(optimizer: Optimizer, old: Parts) -> str:
     )
 
 
-def _metrics(mean: Mean, monitored: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _metrics(mean: Mean, monitored: Mapping[str, Any], traced: bool) -> dict[str, torch.Tensor]:
     taken = mean.metrics and [name for name in mean.metrics if name == "loss" or name in monitored]
     if taken:
         raise ValueError(f"Aux.metrics may not have {taken[0]!r}, which make_step logs itself: choose another name")
     metrics = {"loss": mean.loss, **mean.metrics}
     for name, value in monitored.items():
-        metrics[name] = value if isinstance(value, torch.Tensor) else _constants.tensor(name, value)
+        if not isinstance(value, torch.Tensor):
+            value = torch.as_tensor(value, dtype=torch.float64) if traced else _constants.tensor(name, value)
+        metrics[name] = value
     return metrics
 
 
@@ -266,7 +268,7 @@ class _Constants:
         if made is not None and known == value != 0 and made._version == 0:
             return made
         made = torch.scalar_tensor(value, dtype=torch.float64, device="cpu")
-        if not (torch.compiler.is_compiling() or made.is_inference()):  # which have no version
+        if not made.is_inference():  # which has no version
             self._last[name] = (value, made)
         return made
 

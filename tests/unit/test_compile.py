@@ -116,6 +116,24 @@ def test_compiling_changes_no_more_than_rounding(mode, accumulation, backend):
     assert tree.structure(found) == tree.structure(expected)
 
 
+@pytest.mark.parametrize("made_of", ["step", "ensemble"])
+def test_a_step_compiles_after_it_has_run_uncompiled(made_of):
+    """What eager steps remember, such as a constant learning rate as a tensor, is no part of a graph."""
+
+    def loss_fn(params, buffers, batch, key):
+        return (params["w"] * batch[0].mean()).square().sum()
+
+    optimizer, batch = hf.optim.adamw(0.01), (torch.ones(4, 3),)
+    step, state = hf.make_step(loss_fn, optimizer), hf.init_state({"w": torch.ones(2)}, optimizer)
+    if made_of == "ensemble":
+        step, state = hf.ensemble(step), hf.stack([state, state])
+    expected = step(step(state, batch).replace(metrics={}), batch)
+    compiled = hf.compile(step, backend="eager")
+    found = compiled(compiled(state, batch).replace(metrics={}), batch)
+    assert close(found.params, expected.params)
+    assert close(found.metrics, expected.metrics)
+
+
 def test_a_handwritten_step_compiles_whole():
     """Counters, keys and Python numbers of the user's own state mean in the graph what they mean outside."""
     plain, compiled, state = handwritten()
