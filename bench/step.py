@@ -23,6 +23,7 @@ from .models import LEARNING_RATE, Workload
 DEFAULT, FUSED, COMPILED = "loop, default AdamW", "loop, fused AdamW", "loop, torch.compile + fused"
 PURE, DONATED = "ours, pure", "ours, donated"
 GRAD, WHOLE = 'ours, compile="grad", donated', 'ours, compile="whole", donated'
+WHOLE_CPP = 'ours, compile="whole" with cpp_wrapper, donated'
 
 
 class Limits(NamedTuple):
@@ -67,15 +68,20 @@ def loop(workload: Workload, *, fused: bool | None, compiled: bool = False) -> C
 
 
 def ours(
-    workload: Workload, *, donate: bool = False, compiled: Literal["grad", "whole"] | None = None
+    workload: Workload,
+    *,
+    donate: bool = False,
+    compiled: Literal["grad", "whole"] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Callable[[], Any]:
-    """One call of our step on the state that the last one returned."""
+    """One call of our step on the state that the last one returned; ``options`` are the compiler's."""
     import helios_fn as hf
 
     loss_fn, params, buffers = models.pure_parts(workload)
     optimizer = hf.optim.adamw(LEARNING_RATE)
-    step: Any = hf.make_step(loss_fn, optimizer, compile=compiled) if compiled else hf.make_step(loss_fn, optimizer)
+    step = hf.make_step(loss_fn, optimizer, compile=compiled, compile_options={"options": options} if options else None)
     state = hf.init_state(params, optimizer, buffers=buffers)
+    call: Any
     call, batches = (step.donating if donate else step), workload.cycle()
 
     def iteration() -> Any:
@@ -100,6 +106,7 @@ def cases(limits: Limits, *, compiles: bool) -> dict[str, Case]:
             COMPILED: lambda: loop(workload, fused=True, compiled=True),
             GRAD: lambda: ours(workload, donate=True, compiled="grad"),
             WHOLE: lambda: ours(workload, donate=True, compiled="whole"),
+            WHOLE_CPP: lambda: ours(workload, donate=True, compiled="whole", options={"cpp_wrapper": True}),
         }
     return {name: attempt(make) for name, make in made.items()}
 
@@ -120,7 +127,7 @@ def compare(bench: Bench, limits: Limits) -> None:
     """Measure one workload and hold it against its limits."""
     name = limits.workload.name
     timing = bench.compare(name, cases(limits, compiles=not bench.quick), base=FUSED, chunk=0.04)
-    compiled = faster(timing, GRAD, WHOLE)
+    compiled = faster(timing, GRAD, WHOLE, WHOLE_CPP)
     for label, limit, case, base in (
         ("eager pure step / loop with fused AdamW", limits.pure, PURE, FUSED),
         ("eager donated step / loop with fused AdamW", limits.donated, DONATED, FUSED),
