@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -103,9 +102,10 @@ class MadeStep:
     def __init__(self, recipe: Recipe, compile: CompileMode | None, options: Mapping[str, Any] | None) -> None:
         self._recipe = recipe
         self.compile = compile
-        self._regions: dict[bool, Any] = {}
+        self._regions: dict[bool, random.Seeded] = {}
+        self._flatten = tree.Flattener()
         if compile == "whole":
-            self._regions = {donate: _region(recipe, donate, options) for donate in (False, True)}
+            self._regions = {donate: random.Seeded(_region(recipe, donate, options)) for donate in (False, True)}
 
     def __call__(self, state: TrainState, batch: Any) -> TrainState:
         """The next state; ``state`` stays as it is."""
@@ -141,11 +141,12 @@ class MadeStep:
     ) -> tuple[Parts, dict[str, torch.Tensor]]:
         keys = micro_keys(state, batch)
         old = old._replace(iteration=torch.full((), state.counters.iteration, dtype=torch.int64))
+        leaves, _ = self._flatten(batch)
+        if donate:
+            give_away(state)
         # A scope cannot be opened inside, but compiled draws are seeded from torch's generators.
-        with random.torch_scope(keys[0]) if keys else contextlib.nullcontext():
-            if donate:
-                give_away(state)
-            return self._regions[donate](old, batch, keys)
+        key = keys[0] if keys else state.key  # without micro-batches the region says what is wrong
+        return self._regions[donate](key, leaves, old, batch, keys, consumes=donate)
 
 
 def _region(recipe: Recipe, donate: bool, options: Mapping[str, Any] | None) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .. import tree
-from .signature import Signature
+from ..signature import Signature
 from .tensors import clone
 
 

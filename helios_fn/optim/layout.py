@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .. import tree
+from ..signature import Signature
 from ..types import Tree
-from .signature import Signature
 from .tensors import clone
 
 Index: TypeAlias = slice | tuple[int, ...]

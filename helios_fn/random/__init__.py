@@ -18,6 +18,7 @@ were used: enter these from one thread at a time, while no other draws from the 
 from .ambient import ambient_fingerprint as ambient_fingerprint
 from .ambient import drawn as drawn
 from .ambient import preserved_globals as preserved_globals
+from .compiled import Seeded as Seeded
 from .context import Draws as Draws
 from .context import context as context
 from .draws import bernoulli as bernoulli

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "helios_fn"
 
 # Each name is a module or a folder of the package; a folder's members may import each other.
 LAYERS = [
-    {"types", "errors", "tracing"},
+    {"types", "errors", "tracing", "signature"},
     {"tree", "random", "config", "accumulate", "finiteness", "graph"},
     {"state", "schedule"},
     {"nn", "optim", "data", "checkpoint", "sinks", "finite"},

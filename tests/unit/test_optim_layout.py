@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helios_fn import optim, tree
-from helios_fn.optim.signature import Signature, comparison, guards
+from helios_fn.signature import Signature, comparison, guards
 
 from .optimisers import grads_at, params_of, trained
 
@@ -60,7 +60,7 @@ def test_an_update_without_the_compilers_check_has_the_same_bits(monkeypatch):
     params = params_of()
     optimizer = optim.adamw(0.1)
     wanted = trained(optimizer, params, optimizer.init(params), 0, 3)
-    monkeypatch.setattr("helios_fn.optim.signature._Guards", None)
+    monkeypatch.setattr("helios_fn.signature._Guards", None)
     plain = optim.adamw(0.1)
     assert tree.equal(trained(plain, params, plain.init(params), 0, 3), wanted)
 

@@ -1,0 +1,59 @@
+"""`Seeded`: a compiled function whose draws from torch's generators are a function of a key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..signature import Signature
+from ..types import Key
+from .within import torch_scope
+
+_KINDS = 8  # of batches whose graphs are known to draw nothing
+
+
+class Seeded:
+    """A compiled function, called in a `torch_scope`; but without one where it is known to draw nothing.
+
+    A scope takes as long as a small network's compiled step. What a graph draws is fixed when it is made, and what
+    tensors are like decides which graph it is. So where a call drew nothing, calls with a batch of the same kind are
+    not seeded any more, but watched.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._quiet: list[Signature] = []
+
+    def __call__(self, key: Key, batch: Sequence[Any], *args: Any, consumes: bool) -> Any:
+        """``function(*args)``, in a scope of ``key``; ``batch`` are those leaves whose kind may change between calls.
+
+        With ``consumes``, the function overwrites its arguments and cannot be called again.
+
+        Raises:
+            RuntimeError: it consumed its arguments and drew, after it had drawn nothing from a batch of that kind.
+        """
+        if torch.cuda.is_initialized() or not all([isinstance(leaf, torch.Tensor) for leaf in batch]):  # noqa: C419
+            with torch_scope(key):
+                return self._function(*args)
+        generator = torch.default_generator
+        if any(kind.matches(batch) for kind in self._quiet):
+            before = generator.get_state()
+            result = self._function(*args)
+            if torch.equal(before, generator.get_state()):
+                return result
+            generator.set_state(before)
+            self._quiet.clear()
+            if consumes:
+                raise RuntimeError(
+                    "a compiled step that had drawn nothing from torch's generators drew now, and its state is given "
+                    "away: draw in every call, hand its key to models made with functional(..., draws='keyed'), or "
+                    "set donate=False"
+                )
+        with torch_scope(key):
+            before = generator.get_state()
+            result = self._function(*args)
+            if torch.equal(before, generator.get_state()):
+                self._quiet = [*self._quiet[1 - _KINDS :], Signature(batch)]
+            return result
