@@ -14,13 +14,13 @@ import torch
 from ..errors import CheckpointError, ResumeRefused
 from ..types import Json
 from . import canonical
-from .files import FileEntry
+from .checksum import CHUNK, FileEntry
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "manifest.json"
 MAX_SIZE = 16 << 20
 _INDENT = 1
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHECKSUM = re.compile(r"[0-9a-f]{32}")
 
 
 class Manifest(NamedTuple):
@@ -127,11 +127,13 @@ def _check_counts(body: dict[str, Any]) -> None:
 
 
 def _file_entry(entry: Any) -> FileEntry:
-    if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
-        raise ValueError("a file without size and digest")
-    size, sha256 = entry["size"], entry["sha256"]
+    if not isinstance(entry, dict) or entry.keys() != {"size", "chunks"}:
+        raise ValueError("a file without size and checksums")
+    size, chunks = entry["size"], entry["chunks"]
     if type(size) is not int or not 0 <= size < 1 << 63:
         raise ValueError("a file's size is not a count")
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        raise ValueError("a file's digest is not a SHA-256")
-    return FileEntry(size, sha256)
+    if not isinstance(chunks, list) or len(chunks) != -(-size // CHUNK):
+        raise ValueError("a file's checksums do not fit its size")
+    if not all(isinstance(chunk, str) and _CHECKSUM.fullmatch(chunk) for chunk in chunks):
+        raise ValueError("a file's checksum is not one")
+    return FileEntry(size, tuple(chunks))

@@ -19,6 +19,7 @@ from .lock import Lock
 from .manifest import Manifest, decode, encode, versions
 from .names import UNFINISHED, check_name, folder_name
 from .saveable import check_saveable
+from .snapshot import Snapshot, Snapshots
 
 _log = logging.getLogger("helios_fn")
 
@@ -28,7 +29,7 @@ class Pending(NamedTuple):
 
     folder: Path
     description: Manifest
-    content: format.Snapshot
+    content: Snapshot
 
 
 class Store:
@@ -61,6 +62,7 @@ class Store:
         self.folder = self.root / "checkpoints"
         self.name = name
         self._files = files
+        self._snapshots = Snapshots()
         with disk_errors(f"write to the root {self.root}"):
             make_folders(files, self.folder)
             _probe(files, self.folder)
@@ -167,7 +169,7 @@ class Store:
         if metadata:
             check_name("metadata", metadata)
         check_saveable(state, free=free)
-        content = format.snapshot(state)
+        content = self._snapshots.take(state)
         description = Manifest(self.name, epoch, iteration, micro_step, metadata, {}, versions(), dict(record))
         # There and back, to refuse a bad record or count before anything is written, and to own the record.
         description = decode(encode(description))
@@ -248,7 +250,7 @@ class Store:
 
     # Below, trouble with the disk is still an OSError: the public methods above translate it.
 
-    def _holds(self, folder: Path, description: Manifest, content: format.Snapshot) -> bool:
+    def _holds(self, folder: Path, description: Manifest, content: Snapshot) -> bool:
         """Whether ``folder`` is a valid checkpoint of exactly this."""
         if folder.name not in self._files.listdir(self.folder):
             return False
@@ -262,7 +264,7 @@ class Store:
             return False
         return True
 
-    def _write(self, folder: Path, description: Manifest, content: format.Snapshot) -> None:
+    def _write(self, folder: Path, description: Manifest, content: Snapshot) -> None:
         unfinished = folder.with_name(UNFINISHED + folder.name)
         taken = self._files.listdir(self.folder)
         if unfinished.name in taken:
