@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -47,14 +48,18 @@ class Manifest(NamedTuple):
     record: dict[str, Json]
 
 
+@functools.cache
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("helios_fn")
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+        return "unknown"
+
+
 def versions() -> dict[str, str]:
     """The versions of the libraries in this process."""
-    try:
-        own = importlib.metadata.version("helios_fn")
-    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
-        own = "unknown"
     return {
-        "helios_fn": own,
+        "helios_fn": _own_version(),
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,
         "python": platform.python_version(),

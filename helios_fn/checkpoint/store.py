@@ -175,12 +175,13 @@ class Store:
         description = decode(encode(description))
         return Pending(self.folder / folder_name(self.name, epoch, micro_step, metadata), description, content)
 
-    def commit(self, pending: Pending) -> Path:
+    def commit(self, pending: Pending, *, background: bool = False) -> Path:
         """Write what `prepare` returned, durably and all or nothing, and return the checkpoint's folder.
 
         The folder is ``<name>_epoch_<epoch>_iter_<micro_step>[_<metadata>]``. If it holds the same
         already, nothing is written; if it holds anything else, that is set aside. Any thread may call
-        this, one at a time.
+        this, one at a time: in the ``background`` of training it uses no other thread, and so takes longer
+        and less from the training.
 
         Raises:
             CheckpointError: the disk refused. All earlier checkpoints are as they were.
@@ -190,7 +191,7 @@ class Store:
             if self._holds(folder, description, content):
                 self._files.sync_folder(self.folder)
             else:
-                self._write(folder, description, content)
+                self._write(folder, description, content, background)
         return folder
 
     def load(self, checkpoint: Checkpoint, like: Tree, *, free: Collection[str] = ()) -> Tree:
@@ -264,13 +265,13 @@ class Store:
             return False
         return True
 
-    def _write(self, folder: Path, description: Manifest, content: Snapshot) -> None:
+    def _write(self, folder: Path, description: Manifest, content: Snapshot, background: bool) -> None:
         unfinished = folder.with_name(UNFINISHED + folder.name)
         taken = self._files.listdir(self.folder)
         if unfinished.name in taken:
             remove_folder(self._files, unfinished)
         try:
-            format.write(self._files, unfinished, content, description)
+            format.write(self._files, unfinished, content, description, background=background)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_folder(self._files, unfinished)
