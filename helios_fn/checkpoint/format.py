@@ -9,7 +9,7 @@ folder are never read. Nothing in a folder names code, or a class to be construc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,10 +45,21 @@ def write(
     Raises:
         OSError: the disk refused.
     """
+    contents = {TENSORS: content.tensor_chunks(), STATE: [content.state]}
+    return write_files(files, folder, contents, description, threaded=content.size >= THREADED and not background)
+
+
+def write_files(
+    files: FileSystem,
+    folder: Path,
+    contents: Mapping[str, Iterable[bytes | memoryview]],
+    description: Manifest,
+    *,
+    threaded: bool = False,
+) -> Manifest:
+    """The same for files given piece by piece; ``threaded``: with a second thread for the checksums."""
     files.mkdir(folder)
-    threaded = content.size >= THREADED and not background
-    written = {TENSORS: write_file(files, folder / TENSORS, content.tensor_chunks(), threaded=threaded)}
-    written[STATE] = write_file(files, folder / STATE, [content.state])
+    written = {name: write_file(files, folder / name, pieces, threaded=threaded) for name, pieces in contents.items()}
     complete = description._replace(files=written)
     write_file(files, folder / manifest.FILE_NAME, [manifest.encode(complete)])
     files.sync_folder(folder)
@@ -65,9 +76,11 @@ def read_manifest(folder: Path, *, files: FileSystem = OS) -> Manifest:
         raise CheckpointError(f"{folder} is not a folder")
     data = read_file(files, folder / manifest.FILE_NAME, manifest.MAX_SIZE)
     try:
-        found = manifest.decode(data)
+        found = manifest.decode(data, folder)
+    except ResumeRefused:
+        raise
     except CheckpointError as error:
-        raise type(error)(f"{folder}: {error}") from error
+        raise CheckpointError(f"{folder}: {error}") from error
     if found.files.keys() != {TENSORS, STATE}:
         raise CheckpointError(f"{folder}: {manifest.FILE_NAME} is damaged: it lists {sorted(found.files)}"[:400])
     return found

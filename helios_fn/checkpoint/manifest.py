@@ -7,6 +7,8 @@ import hashlib
 import importlib.metadata
 import platform
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
@@ -86,12 +88,29 @@ def encode(manifest: Manifest) -> bytes:
     return data
 
 
-def decode(data: bytes) -> Manifest:
-    """Parse the bytes of a manifest file. A change of any bit of them is noticed.
+def decode(data: bytes, folder: Path = Path("<root>", "checkpoints", "<name>")) -> Manifest:
+    """Make a manifest of the bytes of its file; ``folder`` is where that lies, for messages.
+
+    A change of any bit of them is noticed.
 
     Raises:
         CheckpointError: the bytes are not those that `encode` wrote.
         ResumeRefused: they were written in another version of the format.
+    """
+    found, body = parse(data)
+    if found != FORMAT:
+        raise refusal(found, body, folder)
+    try:
+        return from_body(body)
+    except ValueError as error:
+        raise CheckpointError(f"{FILE_NAME} is damaged: {error}") from error
+
+
+def parse(data: bytes) -> tuple[int, dict[str, Json]]:
+    """The format of a manifest and its fields, whatever the format; they are as they were written, no more.
+
+    Raises:
+        CheckpointError: the bytes are no manifest, or were changed since.
     """
     try:
         body = canonical.parse(data, indent=_INDENT)
@@ -101,31 +120,49 @@ def decode(data: bytes) -> Manifest:
         if digest != _digest(body):
             raise ValueError("its digest differs from its content")
         found = body.pop("format", None)
-        if found == FORMAT:
-            return _from_body(body)
+        if type(found) is not int or found < 1:
+            raise ValueError(f"its format is {str(found)[:40]}")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{FILE_NAME} is damaged: {error}") from error
-    raise ResumeRefused(
-        f"{FILE_NAME} is written in format {str(found)[:40]}; this version of helios_fn reads format {FORMAT}: "
-        "use the version that wrote it"
+    return found, body
+
+
+def refusal(found: int, body: Mapping[str, Json], folder: Path) -> ResumeRefused:
+    """Why a checkpoint in another format cannot be used, and what to do."""
+    wrote = body.get("versions")
+    writer = str(wrote.get("helios_fn", "unknown"))[:40] if isinstance(wrote, dict) else "unknown"
+    facts = (
+        f"{folder} is in format {str(found)[:40]}, written by helios_fn {writer}; "
+        f"helios_fn {versions()['helios_fn']} reads format {FORMAT}"
+    )
+    if found > FORMAT:
+        return ResumeRefused(f"{facts}: use the version that wrote it, or a newer one")
+    return ResumeRefused(
+        f"{facts}: write it anew with `python -m helios_fn migrate {folder.parent.parent}`, and use the new root"
     )
 
 
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical.dump(body)).hexdigest()
+def from_body(body: Mapping[str, Json]) -> Manifest:
+    """A manifest from the fields of the present format, trusting nothing.
 
-
-def _from_body(body: dict[str, Any]) -> Manifest:
+    Raises:
+        ValueError: no manifest has such fields.
+    """
     if body.keys() != set(Manifest._fields):
         raise ValueError(f"its fields are {', '.join(sorted(body))}"[:400])
     _check_counts(body)
     for name, kind in {"run": str, "metadata": str, "files": dict, "versions": dict, "record": dict}.items():
         if type(body[name]) is not kind:
             raise ValueError(f"{name} is not a {kind.__name__}")
-    return Manifest(**body | {"files": {name: _file_entry(entry) for name, entry in body["files"].items()}})
+    fields: dict[str, Any] = dict(body)
+    return Manifest(**fields | {"files": {name: _file_entry(entry) for name, entry in fields["files"].items()}})
 
 
-def _check_counts(body: dict[str, Any]) -> None:
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical.dump(body)).hexdigest()
+
+
+def _check_counts(body: Mapping[str, Any]) -> None:
     for name in ("epoch", "iteration", "micro_step"):
         if type(body[name]) is not int or not 0 <= body[name] < 1 << 63:
             raise ValueError(f"{name} must be a whole number of at least 0, got {str(body[name])[:40]}")
