@@ -7,5 +7,6 @@ from .listing import Damaged as Damaged
 from .lock import Lock as Lock
 from .manifest import Manifest as Manifest
 from .saveable import check_saveable as check_saveable
+from .store import Pending as Pending
 from .store import Store as Store
 from .store import verify as verify

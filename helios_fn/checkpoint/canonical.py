@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+import numpy as np
+
 from ..types import Json
 
 MAX_DEPTH = 256
@@ -13,7 +15,11 @@ MAX_NUMBER_LENGTH = 1000
 
 # Strings are matched whole, so that brackets inside of them do not count; the optional closing quote
 # keeps the match linear for a string that never ends.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_OTHERS = bytes(set(range(256)) - set(b"[]{}"))
+_BLOCK = 1 << 16
+_STEPS = np.zeros(256, np.int8)
+_STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 
 
 def dump(value: Any, *, indent: int | None = None) -> bytes:
@@ -46,15 +52,13 @@ def parse(data: bytes, *, indent: int | None = None) -> Json:
 
 
 def _check_depth(data: bytes) -> None:
+    brackets = np.frombuffer(_STRING.sub(b"", data).translate(None, _OTHERS), np.uint8)
     depth = 0
-    for match in _TOKEN.finditer(data):
-        token = data[match.start()]
-        if token in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-        elif token in b"]}":
-            depth -= 1
+    for start in range(0, len(brackets), _BLOCK):
+        depths = depth + np.cumsum(_STEPS[brackets[start : start + _BLOCK]], dtype=np.int64)
+        if depths.max() > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+        depth = int(depths[-1])
 
 
 def _parse_int(text: str) -> int:

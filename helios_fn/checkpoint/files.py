@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from ..errors import CheckpointError
+from .aside import Aside
+from .checksum import Checksums, FileEntry
 
-CHUNK = 8 << 20
+PIECE = 1 << 20
+"""How many bytes are read or written at once: they are still in the cache when their checksum is computed."""
+
+THREADED = 4 << 20
+"""From how many bytes on a second thread for the checksums pays."""
+
+_FLUSH = 32 << 20
 
 # Errors that tell of the file itself. Others (no permission, a network that fails) may be gone at the
 # next try, and are no reason to give up a checkpoint.
@@ -79,6 +85,14 @@ class FileSystem:
         """Write some of ``data``; returns how many bytes."""
         return os.write(handle, data)
 
+    def flush_soon(self, handle: int, start: int, size: int) -> None:
+        """Let the disk begin with bytes that were written and are not needed in memory: a hint, and no promise."""
+        # Linux begins to write what it cannot drop. With the disk at work during the writes, and not only
+        # from the fsync on, a durable gigabyte takes 0.6 of the time.
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(handle, start, size, os.POSIX_FADV_DONTNEED)
+
     def sync(self, handle: int) -> None:
         """Make an open file durable."""
         os.fsync(handle)
@@ -103,13 +117,6 @@ OS = FileSystem()
 """The real file system."""
 
 
-class FileEntry(NamedTuple):
-    """What a manifest knows of a file: its length in bytes and its SHA-256."""
-
-    size: int
-    sha256: str
-
-
 @contextlib.contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
     """Turn an ``OSError`` into a `CheckpointError` that says what could not be done, where and why."""
@@ -121,46 +128,49 @@ def disk_errors(doing: str) -> Iterator[None]:
         raise CheckpointError(f"cannot {doing}: {error.strerror or error} ({code}){where}") from error
 
 
-def digest(chunks: Iterable[bytes | memoryview]) -> FileEntry:
-    """What a file of these bytes would hold."""
-    hasher, size = hashlib.sha256(), 0
-    for chunk in chunks:
-        hasher.update(chunk)
-        size += len(chunk)
-    return FileEntry(size, hasher.hexdigest())
-
-
-def write_file(files: FileSystem, path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
-    """Create a file, make it durable and say what it holds."""
-    hasher, size = hashlib.sha256(), 0
+def write_file(
+    files: FileSystem, path: Path, pieces: Iterable[bytes | memoryview], *, threaded: bool = False
+) -> FileEntry:
+    """Create a file, make it durable and say what it holds; ``threaded``: with a second thread for the checksums."""
+    checksums, size, flushed = Checksums(), 0, 0
     handle = files.create(path)
     try:
-        for chunk in chunks:
-            for start in range(0, len(chunk), CHUNK):
-                piece = memoryview(chunk)[start : start + CHUNK]
-                hasher.update(piece)
+        with Aside(checksums.update, threaded=threaded) as add:
+            for piece in split(pieces):
+                add(piece)
+                rest = piece
+                while rest:
+                    rest = rest[files.write(handle, rest) :]
                 size += len(piece)
-                while piece:
-                    piece = piece[files.write(handle, piece) :]
+                if size - flushed >= _FLUSH:
+                    files.flush_soon(handle, flushed, size - flushed)
+                    flushed = size
         files.sync(handle)
     finally:
         files.close(handle)
-    return FileEntry(size, hasher.hexdigest())
+    return checksums.entry()
 
 
 def joined(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """The same bytes with small neighbours put together, so that many small tensors make few writes."""
     small = bytearray()
     for piece in pieces:
-        is_small = len(piece) < CHUNK // 64
+        is_small = len(piece) < PIECE // 8
         if is_small:
             small += piece
-        if not is_small or len(small) >= CHUNK:
+        if not is_small or len(small) >= PIECE:
             yield bytes(small)
             small.clear()
         if not is_small:
             yield piece
     yield bytes(small)
+
+
+def split(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    """The same memory in pieces of at most `PIECE` bytes, none of them empty."""
+    for piece in pieces:
+        for start in range(0, len(piece), PIECE):
+            yield memoryview(piece)[start : start + PIECE]
 
 
 @contextlib.contextmanager
@@ -204,7 +214,7 @@ def read_exactly(files: FileSystem, handle: int, into: memoryview, path: Path) -
         CheckpointError: the file ends before that.
     """
     while into:
-        count = files.read(handle, into[:CHUNK])
+        count = files.read(handle, into)
         if count == 0:
             raise CheckpointError(f"{path} is damaged: it ends {len(into)} bytes early")
         into = into[count:]

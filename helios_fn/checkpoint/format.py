@@ -3,59 +3,28 @@
 Here damage is a `CheckpointError`, and trouble with the disk or the machine is an ``OSError``.
 
 ``tensors.safetensors`` holds ranges of bytes, ``state.json`` the structure, the scalars and where each
-tensor lies in those ranges, ``manifest.json`` the lengths and digests of both. Other files in the
+tensor lies in those ranges, ``manifest.json`` the lengths and checksums of both. Other files in the
 folder are never read. Nothing in a folder names code, or a class to be constructed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from .. import tree as trees
 from ..errors import CheckpointError, ResumeRefused
 from ..types import Json, Tree
-from . import canonical, header, manifest, storages, structure
-from .files import (
-    CHUNK,
-    OS,
-    FileEntry,
-    FileSystem,
-    digest,
-    joined,
-    open_file,
-    read_exactly,
-    read_file,
-    write_file,
-)
+from . import arrays, canonical, header, manifest, storages, structure
+from .checksum import entry_of
+from .files import OS, THREADED, FileSystem, read_file, write_file
 from .leaves import Leaf, Scalar, TensorSpec
 from .manifest import Manifest
+from .snapshot import MAX_STATE_SIZE, STATE, TENSORS, Snapshot
 
-TENSORS = "tensors.safetensors"
-STATE = "state.json"
-MAX_STATE_SIZE = 64 << 20
 _ROWS_SHOWN = 20
-
-
-class Snapshot(NamedTuple):
-    """A tree ready to be written: the two files' content, the tensors' by reference."""
-
-    state: bytes
-    start: bytes
-    ranges: tuple[storages.Range, ...]
-
-    def tensor_chunks(self) -> Iterator[bytes | memoryview]:
-        """The bytes of the tensor file, one range in memory at a time where ranges have to be copied."""
-        return joined(itertools.chain([self.start], (storages.content(found) for found in self.ranges)))
-
-    def files(self) -> dict[str, FileEntry]:
-        """What the manifest would say of the files, without writing them."""
-        return {TENSORS: digest(self.tensor_chunks()), STATE: digest([self.state])}
 
 
 class Stored(NamedTuple):
@@ -65,38 +34,32 @@ class Stored(NamedTuple):
     entries: tuple[header.Entry, ...]
 
 
-def snapshot(tree: Tree) -> Snapshot:
-    """Describe a tree that `check_saveable` accepts, copying no tensor. Equal trees give equal files.
-
-    Raises:
-        ValueError: there are more leaves than a checkpoint can describe.
-    """
-    tensors = {path: leaf for path, leaf in trees.items(tree) if isinstance(leaf, torch.Tensor)}
-    ranges, specs = storages.group(list(tensors.values()))
-    spec_at = dict(zip(tensors, specs, strict=True))
-
-    def describe(path: str, leaf: Any) -> Leaf:
-        return spec_at[path] if path in spec_at else Scalar(type(leaf).__name__, leaf)
-
-    node = structure.outline(tree, describe)
-    entries = [_entry(found, list(tensors)) for found in ranges]
-    state = canonical.dump({"entries": [list(entry) for entry in entries], "structure": structure.to_json(node)})
-    if len(state) > MAX_STATE_SIZE:
-        raise ValueError(f"the structure of the state takes {len(state)} bytes; at most {MAX_STATE_SIZE} are possible")
-    return Snapshot(state, header.encode(entries), tuple(ranges))
-
-
-def write(files: FileSystem, folder: Path, content: Snapshot, description: Manifest) -> Manifest:
+def write(
+    files: FileSystem, folder: Path, content: Snapshot, description: Manifest, *, background: bool = False
+) -> Manifest:
     """Write a checkpoint into a new folder, durably but for the folder's own name.
 
-    ``description`` is completed with the files' lengths and digests, and returned.
+    ``description`` is completed with the files' lengths and checksums, and returned. In the ``background`` of
+    other work one thread does it all.
 
     Raises:
         OSError: the disk refused.
     """
+    contents = {TENSORS: content.tensor_chunks(), STATE: [content.state]}
+    return write_files(files, folder, contents, description, threaded=content.size >= THREADED and not background)
+
+
+def write_files(
+    files: FileSystem,
+    folder: Path,
+    contents: Mapping[str, Iterable[bytes | memoryview]],
+    description: Manifest,
+    *,
+    threaded: bool = False,
+) -> Manifest:
+    """The same for files given piece by piece; ``threaded``: with a second thread for the checksums."""
     files.mkdir(folder)
-    written = {TENSORS: write_file(files, folder / TENSORS, content.tensor_chunks())}
-    written[STATE] = write_file(files, folder / STATE, [content.state])
+    written = {name: write_file(files, folder / name, pieces, threaded=threaded) for name, pieces in contents.items()}
     complete = description._replace(files=written)
     write_file(files, folder / manifest.FILE_NAME, [manifest.encode(complete)])
     files.sync_folder(folder)
@@ -113,9 +76,11 @@ def read_manifest(folder: Path, *, files: FileSystem = OS) -> Manifest:
         raise CheckpointError(f"{folder} is not a folder")
     data = read_file(files, folder / manifest.FILE_NAME, manifest.MAX_SIZE)
     try:
-        found = manifest.decode(data)
+        found = manifest.decode(data, folder)
+    except ResumeRefused:
+        raise
     except CheckpointError as error:
-        raise type(error)(f"{folder}: {error}") from error
+        raise CheckpointError(f"{folder}: {error}") from error
     if found.files.keys() != {TENSORS, STATE}:
         raise CheckpointError(f"{folder}: {manifest.FILE_NAME} is damaged: it lists {sorted(found.files)}"[:400])
     return found
@@ -131,9 +96,7 @@ def verify(path: Path, *, files: FileSystem = OS) -> Manifest:
     found = read_manifest(path, files=files)
     stored = _read_state(files, path, found)
     sizes = [entry.size for entry in stored.entries]
-    scratch = memoryview(bytearray(min(CHUNK, max(sizes, default=0))))
-    pieces = (scratch[: min(CHUNK, size - start)] for size in sizes for start in range(0, size, CHUNK))
-    _read_tensors(files, path, found, stored, pieces)
+    arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, lambda: arrays.scratch(sizes))
     return found
 
 
@@ -159,7 +122,7 @@ def load(path: Path, found: Manifest, like: Tree, *, free: Collection[str] = (),
             memory.append(storages.allocate(entry.size))
             yield storages.as_bytes(memory[-1])
 
-    _read_tensors(files, path, found, stored, targets())
+    arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, targets)
     place = storages.Placer(memory)
 
     def make(leaf: Leaf, template: Any) -> Any:
@@ -174,26 +137,10 @@ def load(path: Path, found: Manifest, like: Tree, *, free: Collection[str] = (),
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _entry(found: storages.Range, paths: list[str]) -> header.Entry:
-    # For other readers of the file: a leaf that fills its range goes by its own name, dtype and shape.
-    whole = storages.whole_view(found)
-    if whole is not None:
-        number, tensor = whole
-        dtype = header.dtype_name(str(tensor.dtype).removeprefix("torch."))
-        if dtype is not None:
-            return header.Entry(_entry_name(paths[number]), dtype, tuple(tensor.shape))
-    return header.Entry(_entry_name(paths[found.views[0][0]]), "U8", (found.size,))
-
-
-def _entry_name(path: str) -> str:
-    return f"state{path}" if path[:1] in ("", "[") else f"state.{path}"
-
-
 def _read_state(files: FileSystem, folder: Path, found: Manifest) -> Stored:
     path, entry = folder / STATE, found.files[STATE]
     data = read_file(files, path, min(entry.size, MAX_STATE_SIZE))
-    if digest([data]) != entry:
-        raise CheckpointError(f"{path} is damaged: its length or digest differs from the manifest's")
+    arrays.report(path, entry, entry_of(data))
     try:
         stored = _stored_from_json(canonical.parse(data))
         specs = [leaf for leaf in structure.leaf_specs(stored.structure) if isinstance(leaf, TensorSpec)]
@@ -210,28 +157,6 @@ def _stored_from_json(data: Json) -> Stored:
     if len({entry.name for entry in entries}) != len(entries):
         raise ValueError("two entries of one name")
     return Stored(structure.from_json(data["structure"]), entries)
-
-
-def _read_tensors(
-    files: FileSystem, folder: Path, found: Manifest, stored: Stored, targets: Iterable[memoryview]
-) -> None:
-    """Read the arrays into ``targets``, one after another, and check every byte of the file."""
-    path, entry = folder / TENSORS, found.files[TENSORS]
-    expected = header.encode(stored.entries)
-    if len(expected) + sum(item.size for item in stored.entries) != entry.size:
-        raise CheckpointError(f"{path} is damaged: the length in the manifest does not fit the state")
-    hasher, start = hashlib.sha256(), bytearray(len(expected))
-    with open_file(files, path) as handle:
-        size = files.size(handle)
-        if size != entry.size:
-            raise CheckpointError(f"{path} is damaged: it has {size} bytes instead of {entry.size}")
-        for target in itertools.chain([memoryview(start)], targets):
-            for first in range(0, len(target), CHUNK):
-                piece = target[first : first + CHUNK]
-                read_exactly(files, handle, piece, path)
-                hasher.update(piece)
-    if start != expected or hasher.hexdigest() != entry.sha256:
-        raise CheckpointError(f"{path} is damaged: its digest differs from the manifest's")
 
 
 def _table(path: Path, mismatches: list[structure.Mismatch]) -> str:

@@ -172,7 +172,9 @@ def sizes_from_json(data: Json) -> tuple[int, ...]:
     """
     if not isinstance(data, list) or len(data) > MAX_DIMENSIONS:
         raise ValueError("sizes must be a list, and not a long one")
-    sizes = tuple(size for size in data if type(size) is int and 0 <= size < 1 << 62)
-    if len(sizes) != len(data):
-        raise ValueError("sizes must be whole numbers")
-    return sizes
+    sizes: list[int] = []
+    for size in data:
+        if type(size) is not int or not 0 <= size < 1 << 62:
+            raise ValueError("sizes must be whole numbers")
+        sizes.append(size)
+    return tuple(sizes)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import platform
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
@@ -14,13 +17,13 @@ import torch
 from ..errors import CheckpointError, ResumeRefused
 from ..types import Json
 from . import canonical
-from .files import FileEntry
+from .checksum import CHUNK, FileEntry
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "manifest.json"
 MAX_SIZE = 16 << 20
 _INDENT = 1
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CHECKSUM = re.compile(r"[0-9a-f]{32}")
 
 
 class Manifest(NamedTuple):
@@ -47,14 +50,18 @@ class Manifest(NamedTuple):
     record: dict[str, Json]
 
 
+@functools.cache
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("helios_fn")
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+        return "unknown"
+
+
 def versions() -> dict[str, str]:
     """The versions of the libraries in this process."""
-    try:
-        own = importlib.metadata.version("helios_fn")
-    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
-        own = "unknown"
     return {
-        "helios_fn": own,
+        "helios_fn": _own_version(),
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,
         "python": platform.python_version(),
@@ -81,12 +88,29 @@ def encode(manifest: Manifest) -> bytes:
     return data
 
 
-def decode(data: bytes) -> Manifest:
-    """Parse the bytes of a manifest file. A change of any bit of them is noticed.
+def decode(data: bytes, folder: Path = Path("<root>", "checkpoints", "<name>")) -> Manifest:
+    """Make a manifest of the bytes of its file; ``folder`` is where that lies, for messages.
+
+    A change of any bit of them is noticed.
 
     Raises:
         CheckpointError: the bytes are not those that `encode` wrote.
         ResumeRefused: they were written in another version of the format.
+    """
+    found, body = parse(data)
+    if found != FORMAT:
+        raise refusal(found, body, folder)
+    try:
+        return from_body(body)
+    except ValueError as error:
+        raise CheckpointError(f"{FILE_NAME} is damaged: {error}") from error
+
+
+def parse(data: bytes) -> tuple[int, dict[str, Json]]:
+    """The format of a manifest and its fields, whatever the format; they are as they were written, no more.
+
+    Raises:
+        CheckpointError: the bytes are no manifest, or were changed since.
     """
     try:
         body = canonical.parse(data, indent=_INDENT)
@@ -96,42 +120,62 @@ def decode(data: bytes) -> Manifest:
         if digest != _digest(body):
             raise ValueError("its digest differs from its content")
         found = body.pop("format", None)
-        if found == FORMAT:
-            return _from_body(body)
+        if type(found) is not int or found < 1:
+            raise ValueError(f"its format is {str(found)[:40]}")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{FILE_NAME} is damaged: {error}") from error
-    raise ResumeRefused(
-        f"{FILE_NAME} is written in format {str(found)[:40]}; this version of helios_fn reads format {FORMAT}: "
-        "use the version that wrote it"
+    return found, body
+
+
+def refusal(found: int, body: Mapping[str, Json], folder: Path) -> ResumeRefused:
+    """Why a checkpoint in another format cannot be used, and what to do."""
+    wrote = body.get("versions")
+    writer = str(wrote.get("helios_fn", "unknown"))[:40] if isinstance(wrote, dict) else "unknown"
+    facts = (
+        f"{folder} is in format {str(found)[:40]}, written by helios_fn {writer}; "
+        f"helios_fn {versions()['helios_fn']} reads format {FORMAT}"
+    )
+    if found > FORMAT:
+        return ResumeRefused(f"{facts}: use the version that wrote it, or a newer one")
+    return ResumeRefused(
+        f"{facts}: write it anew with `python -m helios_fn migrate {folder.parent.parent}`, and use the new root"
     )
 
 
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical.dump(body)).hexdigest()
+def from_body(body: Mapping[str, Json]) -> Manifest:
+    """A manifest from the fields of the present format, trusting nothing.
 
-
-def _from_body(body: dict[str, Any]) -> Manifest:
+    Raises:
+        ValueError: no manifest has such fields.
+    """
     if body.keys() != set(Manifest._fields):
         raise ValueError(f"its fields are {', '.join(sorted(body))}"[:400])
     _check_counts(body)
     for name, kind in {"run": str, "metadata": str, "files": dict, "versions": dict, "record": dict}.items():
         if type(body[name]) is not kind:
             raise ValueError(f"{name} is not a {kind.__name__}")
-    return Manifest(**body | {"files": {name: _file_entry(entry) for name, entry in body["files"].items()}})
+    fields: dict[str, Any] = dict(body)
+    return Manifest(**fields | {"files": {name: _file_entry(entry) for name, entry in fields["files"].items()}})
 
 
-def _check_counts(body: dict[str, Any]) -> None:
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical.dump(body)).hexdigest()
+
+
+def _check_counts(body: Mapping[str, Any]) -> None:
     for name in ("epoch", "iteration", "micro_step"):
         if type(body[name]) is not int or not 0 <= body[name] < 1 << 63:
             raise ValueError(f"{name} must be a whole number of at least 0, got {str(body[name])[:40]}")
 
 
 def _file_entry(entry: Any) -> FileEntry:
-    if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
-        raise ValueError("a file without size and digest")
-    size, sha256 = entry["size"], entry["sha256"]
+    if not isinstance(entry, dict) or entry.keys() != {"size", "chunks"}:
+        raise ValueError("a file without size and checksums")
+    size, chunks = entry["size"], entry["chunks"]
     if type(size) is not int or not 0 <= size < 1 << 63:
         raise ValueError("a file's size is not a count")
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        raise ValueError("a file's digest is not a SHA-256")
-    return FileEntry(size, sha256)
+    if not isinstance(chunks, list) or len(chunks) != -(-size // CHUNK):
+        raise ValueError("a file's checksums do not fit its size")
+    if not all(isinstance(chunk, str) and _CHECKSUM.fullmatch(chunk) for chunk in chunks):
+        raise ValueError("a file's checksum is not one")
+    return FileEntry(size, tuple(chunks))

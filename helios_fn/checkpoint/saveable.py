@@ -29,7 +29,7 @@ def check_saveable(tree: Tree, *, free: Collection[str] = ()) -> None:
 
 def tensor_problem(tensor: torch.Tensor) -> str | None:
     """Why a tensor cannot be saved exactly, and the remedy; ``None`` if it can."""
-    if isinstance(tensor, torch.nn.Parameter):
+    if type(tensor) is not torch.Tensor and isinstance(tensor, torch.nn.Parameter):
         return "an nn.Parameter; pass its .detach()"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return "a tensor inside a torch.func transform; save outside of it"
@@ -41,7 +41,7 @@ def tensor_problem(tensor: torch.Tensor) -> str | None:
         return f"a tensor of layout {tensor.layout}; use .to_dense()"
     if tensor.is_quantized:
         return "a quantised tensor; keep .int_repr() and its scale and zero point"
-    if tensor.device.type == "meta":
+    if tensor.is_meta:
         return "a tensor on the meta device, which holds no values"
     if tensor.requires_grad:
         return "a tensor that requires grad; use .detach()"

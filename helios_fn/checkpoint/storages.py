@@ -21,11 +21,13 @@ class Range(NamedTuple):
     """The part of one storage that the leaves in ``views`` look at.
 
     ``views`` are pairs of a leaf's number and the leaf; ``extent`` begins at a multiple of the largest
-    element size, so that each view begins at a whole element of its dtype.
+    element size, so that each view begins at a whole element of its dtype. ``whole`` is the first view that
+    is the range itself in row-major order, if there is one.
     """
 
     views: tuple[tuple[int, torch.Tensor], ...]
     extent: Extent
+    whole: int | None
 
     @property
     def size(self) -> int:
@@ -35,7 +37,11 @@ class Range(NamedTuple):
 
 def extent_of(tensor: torch.Tensor) -> Extent:
     """The bytes of its storage between a tensor's first and last element."""
-    return _extent(int(tensor.storage_offset()), tensor.shape, tensor.stride(), tensor.element_size())
+    itemsize = tensor.element_size()
+    if tensor.is_contiguous():  # quicker, and nearly always so
+        start = int(tensor.storage_offset()) * itemsize
+        return Extent(start, start + max(tensor.numel(), 1) * itemsize)
+    return _extent(int(tensor.storage_offset()), tensor.shape, tensor.stride(), itemsize)
 
 
 def extent_of_spec(spec: TensorSpec) -> Extent:
@@ -55,7 +61,7 @@ def group(tensors: Sequence[torch.Tensor]) -> tuple[list[Range], list[TensorSpec
         if tensor.numel():
             # The address of the storage object: equal data pointers need not mean shared memory.
             by_storage.setdefault(tensor.untyped_storage()._cdata, []).append((number, tensor))
-    ranges = [Range(tuple(views), _union([tensor for _, tensor in views])) for views in by_storage.values()]
+    ranges = [_range(views) for views in by_storage.values()]
     ranges.sort(key=lambda found: -_widest(tensor for _, tensor in found.views))
     specs = [_spec(tensor, None, 0) for tensor in tensors]
     for storage, found in enumerate(ranges):
@@ -65,21 +71,16 @@ def group(tensors: Sequence[torch.Tensor]) -> tuple[list[Range], list[TensorSpec
     return ranges, specs
 
 
-def whole_view(found: Range) -> tuple[int, torch.Tensor] | None:
-    """The first view that is the range itself in row-major order, if there is one."""
-    for number, tensor in found.views:
-        if tensor.is_contiguous() and extent_of(tensor) == found.extent:
-            return number, tensor
-    return None
-
-
 def content(found: Range) -> memoryview:
     """The bytes of a range, copied only from a device or where no view looks at some of them.
 
     Those bytes read as zero: what is stored depends on the leaves' values and on nothing else.
     """
-    tensor = found.views[0][1].detach()
+    if found.whole is not None:
+        whole = found.views[found.whole][1].cpu()
+        return as_bytes(whole.as_strided((whole.numel(),), (1,)).view(torch.uint8))
     with torch.no_grad():
+        tensor = found.views[0][1]
         data = torch.empty(0, dtype=torch.uint8, device=tensor.device)
         data.set_(tensor.untyped_storage(), found.extent.start, (found.size,), (1,))
         data = data.cpu()
@@ -135,6 +136,12 @@ def check(specs: Sequence[TensorSpec], sizes: Sequence[int]) -> None:
         ends[spec.storage] = max(ends[spec.storage], extent_of_spec(spec).stop)
     if ends != list(sizes):
         raise ValueError("the tensors do not fill the stored ranges of bytes")
+
+
+def _range(views: Sequence[tuple[int, torch.Tensor]]) -> Range:
+    extent = _union([tensor for _, tensor in views])
+    whole = (place for place, (_, view) in enumerate(views) if view.is_contiguous() and extent_of(view) == extent)
+    return Range(tuple(views), extent, next(whole, None))
 
 
 def _extent(offset: int, shape: Sequence[int], strides: Sequence[int], itemsize: int) -> Extent:

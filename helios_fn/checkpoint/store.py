@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 from ..types import Tree
@@ -16,11 +16,20 @@ from . import format
 from .files import OS, FileSystem, disk_errors, make_folders, remove_folder
 from .listing import Checkpoint, Damaged, first_valid, scan
 from .lock import Lock
-from .manifest import Manifest, encode, versions
+from .manifest import Manifest, decode, encode, versions
 from .names import UNFINISHED, check_name, folder_name
 from .saveable import check_saveable
+from .snapshot import Snapshot, Snapshots
 
 _log = logging.getLogger("helios_fn")
+
+
+class Pending(NamedTuple):
+    """A checkpoint that has been checked and is yet to be written; it keeps the state's tensors alive."""
+
+    folder: Path
+    description: Manifest
+    content: Snapshot
 
 
 class Store:
@@ -53,6 +62,7 @@ class Store:
         self.folder = self.root / "checkpoints"
         self.name = name
         self._files = files
+        self._snapshots = Snapshots()
         with disk_errors(f"write to the root {self.root}"):
             make_folders(files, self.folder)
             _probe(files, self.folder)
@@ -114,35 +124,74 @@ class Store:
     ) -> Path:
         """Write a checkpoint, durably and all or nothing, and return its folder.
 
-        The folder is ``<name>_epoch_<epoch>_iter_<micro_step>[_<metadata>]``. If it holds the same
-        already, nothing is written; if it holds anything else, that is set aside.
+        This is `commit` of what `prepare` returns: see there for the arguments and the errors.
+        """
+        return self.commit(
+            self.prepare(
+                state,
+                epoch=epoch,
+                iteration=iteration,
+                micro_step=micro_step,
+                record=record,
+                metadata=metadata,
+                free=free,
+            )
+        )
+
+    def prepare(
+        self,
+        state: Tree,
+        *,
+        epoch: int,
+        iteration: int,
+        micro_step: int,
+        record: Mapping[str, Any],
+        metadata: str = "",
+        free: Collection[str] = (),
+    ) -> Pending:
+        """Check all that can be wrong with a checkpoint but the disk, and hold on to what `commit` will write.
+
+        Nothing is written and no tensor copied, so this is the part of a save for the thread that trains.
 
         Args:
-            state: any tree that `check_saveable` accepts; it must not change during the call.
+            state: any tree that `check_saveable` accepts; its tensors must not change until `commit` returns.
             epoch: completed epochs.
             iteration: completed calls of ``step``; the newest checkpoint has the highest.
             micro_step: consumed micro-batches.
-            record: JSON values to keep in the manifest.
+            record: JSON values to keep in the manifest; a change after the call does not matter.
             metadata: the last part of the name: letters, digits, ``_``, ``.`` and ``-``.
             free: paths that will be loaded without a template, see `check_saveable`.
 
         Raises:
             TypeError: naming the leaves that cannot be saved exactly; or ``record`` is not JSON.
             ValueError: ``metadata`` cannot name files, or a count is negative.
-            CheckpointError: the disk refused. All earlier checkpoints are as they were.
         """
         if metadata:
             check_name("metadata", metadata)
         check_saveable(state, free=free)
-        content = format.snapshot(state)
+        content = self._snapshots.take(state)
         description = Manifest(self.name, epoch, iteration, micro_step, metadata, {}, versions(), dict(record))
-        encode(description)  # to refuse a bad record or count before anything is written
-        folder = self.folder / folder_name(self.name, epoch, micro_step, metadata)
+        # There and back, to refuse a bad record or count before anything is written, and to own the record.
+        description = decode(encode(description))
+        return Pending(self.folder / folder_name(self.name, epoch, micro_step, metadata), description, content)
+
+    def commit(self, pending: Pending, *, background: bool = False) -> Path:
+        """Write what `prepare` returned, durably and all or nothing, and return the checkpoint's folder.
+
+        The folder is ``<name>_epoch_<epoch>_iter_<micro_step>[_<metadata>]``. If it holds the same
+        already, nothing is written; if it holds anything else, that is set aside. Any thread may call
+        this, one at a time: in the ``background`` of training it uses no other thread, and so takes longer
+        and less from the training.
+
+        Raises:
+            CheckpointError: the disk refused. All earlier checkpoints are as they were.
+        """
+        folder, description, content = pending
         with disk_errors(f"save {folder}"):
             if self._holds(folder, description, content):
                 self._files.sync_folder(self.folder)
             else:
-                self._write(folder, description, content)
+                self._write(folder, description, content, background)
         return folder
 
     def load(self, checkpoint: Checkpoint, like: Tree, *, free: Collection[str] = ()) -> Tree:
@@ -202,7 +251,7 @@ class Store:
 
     # Below, trouble with the disk is still an OSError: the public methods above translate it.
 
-    def _holds(self, folder: Path, description: Manifest, content: format.Snapshot) -> bool:
+    def _holds(self, folder: Path, description: Manifest, content: Snapshot) -> bool:
         """Whether ``folder`` is a valid checkpoint of exactly this."""
         if folder.name not in self._files.listdir(self.folder):
             return False
@@ -216,13 +265,13 @@ class Store:
             return False
         return True
 
-    def _write(self, folder: Path, description: Manifest, content: format.Snapshot) -> None:
+    def _write(self, folder: Path, description: Manifest, content: Snapshot, background: bool) -> None:
         unfinished = folder.with_name(UNFINISHED + folder.name)
         taken = self._files.listdir(self.folder)
         if unfinished.name in taken:
             remove_folder(self._files, unfinished)
         try:
-            format.write(self._files, unfinished, content, description)
+            format.write(self._files, unfinished, content, description, background=background)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_folder(self._files, unfinished)

@@ -219,10 +219,10 @@ def plain_problem(node: Node, path: str) -> str | None:
     return next((problem for problem in problems if problem), None)
 
 
-def to_json(node: Node) -> Json:
-    """A description as JSON."""
+def to_json(node: Node, scalar: Callable[[Scalar], Json] = scalar_to_json) -> Json:
+    """A description as JSON, with ``scalar`` giving the values of scalars."""
     if isinstance(node, Container):
-        children = [to_json(child) for child in node.children]
+        children = [to_json(child, scalar) for child in node.children]
         return {"kind": node.kind, "name": node.name, "keys": list(node.keys), "children": children}
     if isinstance(node, TensorSpec):
         return {
@@ -234,7 +234,7 @@ def to_json(node: Node) -> Json:
             "offset": node.offset,
         }
     if isinstance(node, Scalar):
-        return {"kind": node.type, "value": scalar_to_json(node)}
+        return {"kind": node.type, "value": scalar(node)}
     raise TypeError(f"a leaf of type {node} cannot be stored")
 
 

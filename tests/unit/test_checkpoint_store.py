@@ -15,7 +15,7 @@ import torch
 
 from helios_fn import tree
 from helios_fn.checkpoint import FileSystem, Store
-from helios_fn.checkpoint.files import CHUNK
+from helios_fn.checkpoint.checksum import CHUNK
 from helios_fn.errors import CheckpointError
 
 

@@ -1,0 +1,153 @@
+"""A tree as the content of a checkpoint's files, the tensors by reference."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from ..types import Tree
+from . import canonical, header, storages, structure
+from .checksum import Checksums, FileEntry, entry_of
+from .files import joined, split
+from .leaves import Leaf, Scalar, scalar_to_json
+
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
+MAX_STATE_SIZE = 64 << 20
+# In canonical JSON these bytes stand for nothing else: within a string the quotes would be escaped, no other
+# field has this name, and no scalar is written as null.
+_SLOT = b'"value":null'
+
+
+class Snapshot(NamedTuple):
+    """A tree ready to be written: the two files' content, the tensors' by reference."""
+
+    state: bytes
+    start: bytes
+    ranges: tuple[storages.Range, ...]
+
+    @property
+    def size(self) -> int:
+        """The length of the tensor file in bytes."""
+        return len(self.start) + sum(found.size for found in self.ranges)
+
+    def tensor_chunks(self) -> Iterator[bytes | memoryview]:
+        """The bytes of the tensor file, one range in memory at a time where ranges have to be copied."""
+        return joined(itertools.chain([self.start], (storages.content(found) for found in self.ranges)))
+
+    def files(self) -> dict[str, FileEntry]:
+        """What the manifest would say of the files, without writing them."""
+        checksums = Checksums()
+        for piece in split(self.tensor_chunks()):
+            checksums.update(piece)
+        return {TENSORS: checksums.entry(), STATE: entry_of(self.state)}
+
+
+class _Survey(NamedTuple):
+    """The leaves of a tree, and all that its layout depends on."""
+
+    signature: tuple[Any, ...]
+    tensors: list[torch.Tensor]
+    scalars: list[Scalar]
+
+
+class _Layout(NamedTuple):
+    """What follows from a tree's structure: ``state.json`` around the scalars, the header, the ranges by leaf."""
+
+    around: tuple[bytes, ...]
+    start: bytes
+    ranges: tuple[tuple[tuple[int, ...], storages.Extent, int | None], ...]
+
+
+class Snapshots:
+    """Takes snapshots, and remembers what follows from the structure alone as long as that stays the same."""
+
+    def __init__(self) -> None:
+        self._last: tuple[tuple[Any, ...], _Layout] | None = None
+
+    def take(self, tree: Tree) -> Snapshot:
+        """Describe a tree that `check_saveable` accepts, copying no tensor. Equal trees give equal files.
+
+        Raises:
+            ValueError: there are more leaves than a checkpoint can describe.
+        """
+        found = _survey(tree)
+        if self._last is None or self._last[0] != found.signature:
+            self._last = found.signature, _lay_out(tree, found.tensors)
+        layout = self._last[1]
+        state = bytearray(layout.around[0])
+        for scalar, after in zip(found.scalars, layout.around[1:], strict=True):
+            state += b'"value":' + canonical.dump(scalar_to_json(scalar)).rstrip() + after
+        if len(state) > MAX_STATE_SIZE:
+            raise ValueError(f"the state's structure takes {len(state)} bytes; at most {MAX_STATE_SIZE} are possible")
+        ranges = (
+            storages.Range(tuple((number, found.tensors[number]) for number in numbers), extent, whole)
+            for numbers, extent, whole in layout.ranges
+        )
+        return Snapshot(bytes(state), layout.start, tuple(ranges))
+
+
+def snapshot(tree: Tree) -> Snapshot:
+    """The same once."""
+    return Snapshots().take(tree)
+
+
+def _survey(tree: Tree) -> _Survey:
+    signature: list[Any] = []
+    tensors: list[torch.Tensor] = []
+    scalars: list[Scalar] = []
+    storage_numbers: dict[int, int] = {}
+
+    def visit(node: Any) -> None:
+        opened = structure.open_node(node)
+        if opened is not None:
+            # Of dict keys, True equals 1 and is written otherwise.
+            keys = tuple(key if type(key) is str else (type(key), repr(key)) for key in opened.keys)
+            signature.append((opened.kind, opened.name, keys, len(opened.children)))
+            for child in opened.children.values():
+                visit(child)
+        elif isinstance(node, torch.Tensor):
+            storage = storage_numbers.setdefault(node.untyped_storage()._cdata, len(storage_numbers))
+            signature.append((node.dtype, node.shape, node.stride(), node.storage_offset(), storage))
+            tensors.append(node)
+        else:
+            signature.append(type(node))
+            scalars.append(Scalar(type(node).__name__, node))
+
+    visit(tree)
+    return _Survey(tuple(signature), tensors, scalars)
+
+
+def _lay_out(tree: Tree, tensors: list[torch.Tensor]) -> _Layout:
+    ranges, specs = storages.group(tensors)
+    rest, paths = iter(specs), list[str]()
+
+    def describe(path: str, leaf: Any) -> Leaf:
+        if isinstance(leaf, torch.Tensor):
+            paths.append(path)
+            return next(rest)
+        return Scalar(type(leaf).__name__, leaf)
+
+    node = structure.outline(tree, describe)
+    entries = [_entry(found, paths) for found in ranges]
+    skeleton = structure.to_json(node, lambda scalar: None)
+    state = canonical.dump({"entries": [list(entry) for entry in entries], "structure": skeleton})
+    numbers = ((tuple(number for number, _ in found.views), found.extent, found.whole) for found in ranges)
+    return _Layout(tuple(state.split(_SLOT)), header.encode(entries), tuple(numbers))
+
+
+def _entry(found: storages.Range, paths: list[str]) -> header.Entry:
+    # For other readers of the file: a leaf that fills its range goes by its own name, dtype and shape.
+    if found.whole is not None:
+        number, tensor = found.views[found.whole]
+        dtype = header.dtype_name(str(tensor.dtype).removeprefix("torch."))
+        if dtype is not None:
+            return header.Entry(_entry_name(paths[number]), dtype, tuple(tensor.shape))
+    return header.Entry(_entry_name(paths[found.views[0][0]]), "U8", (found.size,))
+
+
+def _entry_name(path: str) -> str:
+    return f"state{path}" if path[:1] in ("", "[") else f"state.{path}"
