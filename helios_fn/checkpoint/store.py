@@ -1,4 +1,4 @@
-"""The checkpoints of a run: found, chosen, saved, loaded, and moved aside, never deleted."""
+"""The checkpoints of a run: found, chosen, saved, loaded, moved aside, and pruned by a policy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..config import Retention
 from ..errors import CheckpointError
 from ..types import Tree
 from . import format
 from .files import OS, FileSystem, disk_errors, make_folders, remove_folder
+from .leftovers import finish
 from .listing import Checkpoint, Damaged, first_valid, scan
 from .lock import Lock
 from .manifest import Manifest, encode, versions
 from .names import UNFINISHED, check_name, folder_name
+from .pruning import perform, plan
 from .saveable import check_saveable
 
 _log = logging.getLogger("helios_fn")
@@ -28,8 +31,8 @@ class Store:
 
     Several runs may share a root under different names, one at a time: hold `lock` while working on
     it. Checkpoints are told apart by their manifests, never by folder names or clocks. Nothing is
-    overwritten or deleted: what is in the way moves to ``<root>/damaged``, and what an older resume
-    leaves behind to ``<root>/superseded``. After any failed or interrupted call, every checkpoint
+    overwritten, or deleted but by `prune`: what is in the way moves to ``<root>/damaged``, and what an
+    older resume leaves behind to ``<root>/superseded``. After any failed or interrupted call, every checkpoint
     completed before is still there.
 
     Args:
@@ -53,6 +56,8 @@ class Store:
         self.folder = self.root / "checkpoints"
         self.name = name
         self._files = files
+        self._sound: dict[Path, Manifest] = {}  # what this process has written or read in full
+        self._warned: set[str] = set()
         with disk_errors(f"write to the root {self.root}"):
             make_folders(files, self.folder)
             _probe(files, self.folder)
@@ -84,6 +89,7 @@ class Store:
             if valid is not None:
                 for item in damaged:
                     self._set_aside(item.path.name, item.reason)
+                self._sound[valid.path] = valid.manifest
         if valid is None and damaged:
             reasons = "\n".join(f"  {item.reason}" for item in damaged)
             raise CheckpointError(
@@ -180,11 +186,34 @@ class Store:
         _log.warning("%d checkpoints newer than %s moved to %s", len(newer), checkpoint.path.name, target)
         return target
 
+    def prune(self, policy: Retention) -> list[Path]:
+        """Remove the checkpoints that ``policy`` does not keep, and return where they were.
+
+        Hold the `lock`. Nothing is removed unless the two newest that stay are valid to the last byte:
+        each is read in full once, those that this object wrote never. Damaged folders, those of other
+        runs and those that hold anything else are left alone. An interrupted call leaves whole
+        checkpoints and what the next `prune` or `lock` finishes.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
+        with disk_errors(f"remove old checkpoints from {self.folder}"):
+            entries = scan(self._files, self.folder, self.name)[0]
+            decided, self._sound = plan(self._files, entries, policy, self._sound)
+            for item in decided.spared:
+                if item.reason not in self._warned:
+                    self._warned.add(item.reason)
+                    _log.warning("not removed: %s", item.reason)
+            perform(self._files, self.folder, decided.removed)
+        for entry in decided.removed:
+            _log.info("removed %s", entry.path)
+        return [entry.path for entry in decided.removed]
+
     def lock(self) -> Lock:
         """Keep other processes, and other stores in this one, out of the root until the lock is released.
 
         Then finish what a killed process left: a checkpoint that it had written completely becomes
-        one, an incomplete one is removed.
+        one, an incomplete one is removed, and so is one that was being removed.
 
         Raises:
             RootLocked: somebody else holds the lock; the message says who.
@@ -192,9 +221,7 @@ class Store:
         lock = Lock(self.root / "lock")
         try:
             with disk_errors(f"clean {self.folder}"):
-                for name in self._files.listdir(self.folder):
-                    if name.startswith(UNFINISHED):
-                        self._recover(name)
+                finish(self._files, self.folder)
         except BaseException:
             lock.release()
             raise
@@ -222,7 +249,7 @@ class Store:
         if unfinished.name in taken:
             remove_folder(self._files, unfinished)
         try:
-            format.write(self._files, unfinished, content, description)
+            complete = format.write(self._files, unfinished, content, description)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_folder(self._files, unfinished)
@@ -232,6 +259,7 @@ class Store:
             self._set_aside(folder.name, f"{folder} is damaged, or holds another state")
         self._files.rename(unfinished, folder)
         self._files.sync_folder(self.folder)
+        self._sound[folder] = complete
 
     def _set_aside(self, name: str, reason: str) -> None:
         folder = self.root / "damaged"
@@ -245,21 +273,6 @@ class Store:
     def _move(self, name: str, target: Path) -> None:
         self._files.rename(self.folder / name, target)
         self._files.sync_folder(target.parent)
-        self._files.sync_folder(self.folder)
-
-    def _recover(self, name: str) -> None:
-        unfinished, folder = self.folder / name, self.folder / name.removeprefix(UNFINISHED)
-        try:
-            found = format.verify(unfinished, files=self._files)
-            intended = folder_name(found.run, found.epoch, found.micro_step, found.metadata)
-            complete = intended == folder.name and folder.name not in self._files.listdir(self.folder)
-        except CheckpointError:
-            complete = False
-        if complete:
-            self._files.rename(unfinished, folder)
-            _log.warning("%s had been written completely when its process ended; it is kept", folder)
-        else:
-            remove_folder(self._files, unfinished)
         self._files.sync_folder(self.folder)
 
 
