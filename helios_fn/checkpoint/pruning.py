@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import Retention
-from ..errors import CheckpointError
 from . import format, manifest
-from .files import FileSystem, open_file, remove_folder
-from .listing import Checkpoint, Damaged
+from .files import FileSystem, remove_folder
+from .listing import Checkpoint, Damaged, problem
 from .manifest import Manifest
 from .names import REMOVED
 from .retention import NEWEST, entry_of, reasons
@@ -51,9 +50,9 @@ def plan(
     valid: dict[Path, Manifest] = {}
     for entry in entries:
         in_full = len(valid) < NEWEST
-        problem = _problem(files, entry, in_full=in_full and sound.get(entry.path) != entry.manifest)
-        if problem is not None:
-            spared.append(Damaged(entry.path, problem))
+        flaw = problem(files, entry, in_full=in_full and sound.get(entry.path) != entry.manifest)
+        if flaw is not None:
+            spared.append(Damaged(entry.path, flaw))
             continue
         counted.append(entry)
         if in_full:
@@ -89,19 +88,3 @@ def sweep(files: FileSystem, folder: Path) -> None:
     for name in files.listdir(folder):
         if name.startswith(REMOVED):
             remove_folder(files, folder / name)
-
-
-def _problem(files: FileSystem, entry: Checkpoint, *, in_full: bool) -> str | None:
-    """Why a checkpoint cannot be relied on; ``None`` if it can."""
-    try:
-        if in_full:
-            format.verify(entry.path, files=files)
-            return None
-        for name, expected in entry.manifest.files.items():
-            with open_file(files, entry.path / name) as handle:
-                size = files.size(handle)
-            if size != expected.size:
-                return f"{entry.path / name} is damaged: it has {size} bytes instead of {expected.size}"
-    except CheckpointError as error:
-        return str(error)
-    return None
