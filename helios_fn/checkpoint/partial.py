@@ -22,33 +22,33 @@ _SHOWN = 8
 class Report(NamedTuple):
     """What `restore` did with each leaf, by name.
 
-    Each leaf of the template is in one of ``loaded``, ``missing``, ``unchosen`` and ``misfits``; each
-    leaf of the checkpoint in one of ``loaded``, ``unused``, ``unchosen`` and ``misfits``, there by the
-    name it has after renaming.
+    Each leaf of the template is in one of ``loaded``, ``misfits``, ``unchosen`` and ``missing``; each
+    leaf of the checkpoint was loaded, or did not fit, or is in ``unused``.
 
     Attributes:
         path: what was read.
-        loaded: taken from the checkpoint.
-        missing: in the template alone; they keep the template's values.
-        unused: in the checkpoint alone.
-        unchosen: in both, but left out by ``only``.
-        misfits: chosen, but of another type, dtype or shape.
+        loaded: the leaves of the template that were taken from the checkpoint, and their names there.
+        misfits: leaves of the template whose counterparts are of another type, dtype or shape.
+        unchosen: leaves of the template that the checkpoint has, but ``only`` left out.
+        missing: leaves of the template that the checkpoint does not have.
+        unused: leaves of the checkpoint that went nowhere, by their names there.
     """
 
     path: Path
-    loaded: tuple[str, ...]
+    loaded: Mapping[str, str]
+    misfits: tuple[Mismatch, ...]
+    unchosen: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
-    unchosen: tuple[str, ...]
-    misfits: tuple[Mismatch, ...]
 
     def __str__(self) -> str:
         lines = [f"restored from {self.path}"]
+        loaded = [name if name == source else f"{name} (of {source})" for name, source in self.loaded.items()]
         for names, words in (
-            (self.loaded, "loaded"),
+            (loaded, "loaded"),
             (self.missing, "kept, for the checkpoint has nothing of the name"),
             (self.unchosen, "kept, for they were not chosen"),
-            (self.unused, "only in the checkpoint"),
+            (self.unused, "of the checkpoint not used"),
         ):
             if names:
                 lines.append(f"  {len(names)} {words}: {_some(names)}")
@@ -85,8 +85,8 @@ def restore(
         like: the template, a `TrainState` or any part of one. It is not changed.
         only: which leaves of the checkpoint to take, by their names there: shell patterns as in
             `helios_fn.optim.groups` (``"params.*"``, ``["*", "!*.bias"]``; ``*`` matches dots too).
-        rename: the checkpoint's names to those of the template: subtrees to subtrees, as in
-            ``{"params.body": "params.encoder"}`` (``""`` is the whole tree; the longest counts), or a function.
+        rename: the names of the chosen leaves to those in the template: subtrees to subtrees, as in
+            ``{"averages": "params"}`` (``""`` is the whole tree; the longest counts), or a function.
         strict: each chosen leaf must find its place. Otherwise what fits is taken, and the report tells.
 
     Returns:
@@ -102,32 +102,35 @@ def restore(
     stored = contents.leaves()
     sources = by_name(stored, f"in {contents.path}")
     chosen = _chooser(only, sources, contents.path)
-    renamed = _renamed(sources, rename, contents.path)
+    renamed = _renamed([name for name in sources if chosen(name)], rename, contents.path)
     leaves, treespec = tree.flatten(like)
     template = dict(zip(by_name(tree.paths(like), "in the template"), leaves, strict=True))
 
     loaded: dict[str, str] = {}
-    misfits, unused, unchosen = [], [], []
-    for name, new_name in renamed.items():
-        if new_name not in template:
-            unused.append(new_name)
-        elif not chosen(name):
-            unchosen.append(new_name)
-        else:
-            found, expected = str(stored[sources[name]]), str(expected_leaf("", template[new_name]))
+    misfits = []
+    for name, source in renamed.items():
+        if name in template:
+            found, expected = str(stored[sources[source]]), str(expected_leaf("", template[name]))
             if found == expected:
-                loaded[new_name] = sources[name]
+                loaded[name] = source
             else:
-                misfits.append(Mismatch(new_name, found, expected))
-    missing = tuple(name for name in template if name not in {*renamed.values()})
-    report = Report(contents.path, tuple(loaded), missing, tuple(unused), tuple(unchosen), tuple(misfits))
+                misfits.append(Mismatch(name, found, expected))
+    kept = [name for name in template if name not in renamed]
+    at_home = {source for name, source in renamed.items() if name in template}
+    report = Report(
+        path=contents.path,
+        loaded=loaded,
+        misfits=tuple(misfits),
+        unchosen=tuple(name for name in kept if name in sources),
+        missing=tuple(name for name in kept if name not in sources),
+        unused=tuple(source for source in sources if source not in at_home),
+    )
     if strict:
-        homeless = [new_name for name, new_name in renamed.items() if new_name not in template and chosen(name)]
-        _insist_on_all(report, homeless, template)
+        _insist_on_all(report, [name for name in renamed if name not in template], template)
     if not loaded:
         raise ValueError(f"nothing in {contents.path} has a place in the template and fits it:\n{report}")
-    values = contents.values({source: _device(template[name]) for name, source in loaded.items()})
-    new = [values[loaded[name]] if name in loaded else leaf for name, leaf in template.items()]
+    values = contents.values({sources[source]: _device(template[name]) for name, source in loaded.items()})
+    new = [values[sources[loaded[name]]] if name in loaded else leaf for name, leaf in template.items()]
     return Restored(tree.unflatten(treespec, new), report)
 
 
@@ -150,23 +153,21 @@ def _chooser(only: Any, names: Mapping[str, str], path: Path) -> Callable[[str],
     return chooser
 
 
-def _renamed(names: Mapping[str, str], rename: Rename, path: Path) -> dict[str, str]:
-    """For each name in the checkpoint the name in the template."""
-    if rename is None or callable(rename):
-        found = {name: name if rename is None else rename(name) for name in names}
-    elif isinstance(rename, Mapping):
+def _renamed(names: Sequence[str], rename: Rename, path: Path) -> dict[str, str]:
+    """For each name in the template the name in the checkpoint."""
+    if rename is not None and not callable(rename) and not isinstance(rename, Mapping):
+        raise TypeError(f"rename must be a dict of names or a function of a name, got {type(rename).__name__}")
+    if isinstance(rename, Mapping):
         for old in rename:
             if not any(_below(name, old) for name in names):
-                raise ValueError(f"rename: nothing in {path} is called {old!r}{_hint(old, names)}")
-        found = {name: _moved(name, rename) for name in names}
-    else:
-        raise TypeError(f"rename must be a dict of names or a function of a name, got {type(rename).__name__}")
-    origin: dict[str, str] = {}
-    for name, new_name in found.items():
-        if not isinstance(new_name, str):
-            raise TypeError(f"rename({name!r}) returned {new_name!r}, which is no name")
-        if origin.setdefault(new_name, name) != name:
-            raise ValueError(f"rename makes {new_name!r} of both {origin[new_name]!r} and {name!r}")
+                raise ValueError(f"rename: nothing chosen in {path} is called {old!r}{_hint(old, names)}")
+    found: dict[str, str] = {}
+    for name in names:
+        new = _moved(name, rename) if isinstance(rename, Mapping) else rename(name) if rename is not None else name
+        if not isinstance(new, str):
+            raise TypeError(f"rename({name!r}) returned {new!r}, which is no name")
+        if found.setdefault(new, name) != name:
+            raise ValueError(f"rename makes {new!r} of both {found[new]!r} and {name!r}")
     return found
 
 
