@@ -13,6 +13,7 @@ from .. import tree
 from ..patterns import Chooser
 from ..types import Tree
 from .contents import by_name, open_contents
+from .leaves import Leaf
 from .structure import Mismatch, expected_leaf
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str] | None
@@ -106,32 +107,39 @@ def restore(
     leaves, treespec = tree.flatten(like)
     template = dict(zip(by_name(tree.paths(like), "in the template"), leaves, strict=True))
 
+    specs = {name: stored[path] for name, path in sources.items()}
+    report = _match(contents.path, specs, renamed, template)
+    if strict:
+        _insist_on_all(report, [name for name in renamed if name not in template], template)
+    if not report.loaded:
+        raise ValueError(f"nothing in {contents.path} has a place in the template and fits it:\n{report}")
+    origin = {name: sources[source] for name, source in report.loaded.items()}
+    values = contents.values({path: _device(template[name]) for name, path in origin.items()})
+    new = [values[origin[name]] if name in origin else leaf for name, leaf in template.items()]
+    return Restored(tree.unflatten(treespec, new), report)
+
+
+def _match(path: Path, stored: Mapping[str, Leaf], renamed: Mapping[str, str], template: Mapping[str, Any]) -> Report:
+    """What becomes of each leaf, by what the chosen ones are called in the template."""
     loaded: dict[str, str] = {}
-    misfits = []
+    misfits: list[Mismatch] = []
     for name, source in renamed.items():
         if name in template:
-            found, expected = str(stored[sources[source]]), str(expected_leaf("", template[name]))
+            found, expected = str(stored[source]), str(expected_leaf("", template[name]))
             if found == expected:
                 loaded[name] = source
             else:
                 misfits.append(Mismatch(name, found, expected))
     kept = [name for name in template if name not in renamed]
     at_home = {source for name, source in renamed.items() if name in template}
-    report = Report(
-        path=contents.path,
+    return Report(
+        path=path,
         loaded=loaded,
         misfits=tuple(misfits),
-        unchosen=tuple(name for name in kept if name in sources),
-        missing=tuple(name for name in kept if name not in sources),
-        unused=tuple(source for source in sources if source not in at_home),
+        unchosen=tuple(name for name in kept if name in stored),
+        missing=tuple(name for name in kept if name not in stored),
+        unused=tuple(source for source in stored if source not in at_home),
     )
-    if strict:
-        _insist_on_all(report, [name for name in renamed if name not in template], template)
-    if not loaded:
-        raise ValueError(f"nothing in {contents.path} has a place in the template and fits it:\n{report}")
-    values = contents.values({sources[source]: _device(template[name]) for name, source in loaded.items()})
-    new = [values[sources[loaded[name]]] if name in loaded else leaf for name, leaf in template.items()]
-    return Restored(tree.unflatten(treespec, new), report)
 
 
 def _device(leaf: Any) -> torch.device:

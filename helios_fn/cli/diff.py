@@ -31,8 +31,14 @@ def add(commands: Any) -> None:
     kinds = "a checkpoint, a root (its newest), or a .safetensors"
     parser.add_argument("left", metavar="A", type=single, help=kinds)
     parser.add_argument("right", metavar="B", type=single, help=kinds)
-    parser.add_argument("--rows", type=int, default=20, metavar="N", help="show at most N leaves (default: 20)")
+    parser.add_argument("--rows", type=_rows, default=20, metavar="N", help="show at most N leaves (default: 20)")
     parser.set_defaults(run=run)
+
+
+def _rows(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a number of rows, got {text}")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:

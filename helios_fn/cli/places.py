@@ -8,6 +8,7 @@ from pathlib import Path
 from ..checkpoint import OS, Checkpoint
 from ..checkpoint.listing import survey
 from ..checkpoint.manifest import FILE_NAME
+from ..checkpoint.names import is_checkpoint_name
 from ..errors import CheckpointError
 
 Found = tuple[Path, Checkpoint | CheckpointError]
@@ -52,7 +53,8 @@ def single(text: str) -> Path:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is meant to be a checkpoint, sound or not."""
-    return (path / FILE_NAME).exists() or (path.is_dir() and path.resolve().parent.name == "checkpoints")
+    named_so = path.is_dir() and is_checkpoint_name(path.resolve().name) and not (path / "checkpoints").is_dir()
+    return named_so or (path / FILE_NAME).exists()
 
 
 def found_in(path: Path) -> list[Found]:

@@ -47,6 +47,6 @@ def _checkpoints(paths: list[Path]) -> Iterator[Path]:
         if path.suffix == ".safetensors" and path.is_file():
             raise CheckpointError(f"{path} is a plain file, which holds nothing that it could be checked against")
         if is_checkpoint(path):
-            yield path
+            yield path.resolve()
         else:
             yield from (found for found, _ in found_in(path))

@@ -156,7 +156,7 @@ class RunFolder:
         if resume == "last":
             return self._insist_on_one(self._store.newest())
         if resume == "best":
-            return self._insist_on_one(self._best())
+            return self._insist_on_one(self._best(), " with the metric that is watched")
         path = Path(resume).expanduser().absolute()
         if not path.exists():
             raise CheckpointError(
@@ -176,11 +176,12 @@ class RunFolder:
                 f"{self._cfg.name!r}: choose another root or name, or remove them yourself"
             )
 
-    def _insist_on_one(self, found: Checkpoint | None) -> Checkpoint:
+    def _insist_on_one(self, found: Checkpoint | None, such: str = "") -> Checkpoint:
         assert self._store is not None
         if found is None:
             raise CheckpointError(
-                f"resume={self._cfg.resume!r} found no checkpoint of run {self._cfg.name!r} in {self._store.folder}"
+                f"resume={self._cfg.resume!r} found no checkpoint of run {self._cfg.name!r}{such} "
+                f"in {self._store.folder}"
             )
         return found
 
