@@ -78,9 +78,9 @@ class Retention:
     """Which checkpoints of a run stay on the disk; the others are removed after each save.
 
     A checkpoint stays if any of the rules keeps it. Whatever they say, the two newest valid ones stay,
-    damaged ones are left alone, and nothing is removed before a newer one is durable. The decision
-    depends on what is on the disk alone, so it is the same after a restart; a later decision never
-    wants back what an earlier one gave up.
+    damaged ones are left alone, and nothing is removed before a newer one is durable; nor is anything
+    in ``superseded`` and ``damaged``. The decision depends on what is on the disk alone, so it is the
+    same after a restart; a later decision never wants back what an earlier one gave up.
 
     Attributes:
         last: keep this many of the newest; 1 means the same as 2, and ``None`` adds nothing to these two.

@@ -214,11 +214,18 @@ def _hint(wanted: str, names: Iterable[str]) -> str:
     subtrees = dict.fromkeys(".".join(part[:end]) for part in parts for end in range(1, len(part)))
     tail = ".*" if wanted.endswith("*") else ""
     negated = "!" if wanted.startswith("!") else ""
-    close = difflib.get_close_matches(wanted.removeprefix("!"), [*(name + tail for name in subtrees), *known], n=3)
+    close = difflib.get_close_matches(wanted.removeprefix("!"), [*(name + tail for name in subtrees), *known], n=2)
     if close:
         return f"; did you mean {' or '.join(repr(negated + name) for name in close)}?"
     return f"; there are {_some(list(known))}"
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > _SHOWN else "")
+    """Some names in full; many by what they begin with, and how many these are."""
+    if len(names) <= _SHOWN:
+        return ", ".join(names)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.partition(".")[0], []).append(name)
+    shown = [f"{group}.* ({len(found)})" if len(found) > 1 else found[0] for group, found in groups.items()]
+    return ", ".join(shown[:_SHOWN]) + (f", ... ({len(names)} in all)" if len(shown) > _SHOWN else "")

@@ -126,7 +126,8 @@ class TestRestore:
         assert report.loaded["model.net.body.first.bias"] == "params.body.first.bias"
         evaluated, report = hf.restore(checkpoint, state, only="averages.*", rename={"averages": "params"})
         assert tree.equal(evaluated.params, state.averages)
-        assert "params.head.bias (of averages.head.bias)" in str(report)
+        assert "(of averages.body.first.bias)" in str(report)
+        assert "opt_state.* (" in str(report)
         by_function, _ = hf.restore(
             checkpoint, {"b": torch.zeros(2)}, only="params.head.bias", rename=lambda name: name[-4]
         )

@@ -236,7 +236,7 @@ WHOLE = [torch.bool, torch.uint8, torch.int8, torch.int64, torch.uint64, torch.u
 
 
 class TestDistance:
-    @settings(deadline=None, max_examples=examples(100))
+    @settings(deadline=None, max_examples=examples(50))
     @given(st.sampled_from([np.float16, np.float32, np.float64]), st.integers(0, 300), st.floats(-1e4, 1e4))
     def test_the_ulp_distance_counts_floats(self, kind, steps, start):
         """As many as there are steps of nextafter, across zero and powers of two."""

@@ -25,7 +25,7 @@ from helios_fn.config import EarlyStop, Retention, RunConfig
 
 from ..strategies import examples
 
-LAWS = settings(deadline=None, max_examples=examples(100))
+LAWS = settings(deadline=None, max_examples=examples(60))
 VALUES = st.sampled_from([0.0, 1.0, 2.0, 3.0, math.nan, math.inf, -math.inf])
 
 
