@@ -79,12 +79,13 @@ def perform(files: FileSystem, folder: Path, removed: Sequence[Checkpoint]) -> N
     files.sync_folder(folder)  # a newer one may have got its name just before its process was killed
     for entry in removed:
         files.rename(entry.path, folder / (REMOVED + entry.path.name))
-    files.sync_folder(folder)
     sweep(files, folder)
 
 
 def sweep(files: FileSystem, folder: Path) -> None:
-    """Delete what has been renamed to be removed."""
-    for name in files.listdir(folder):
-        if name.startswith(REMOVED):
-            remove_folder(files, folder / name)
+    """Delete what has been renamed to be removed, by whatever process."""
+    names = [name for name in files.listdir(folder) if name.startswith(REMOVED)]
+    if names:
+        files.sync_folder(folder)  # or the old name could come back, after a loss of power, with half of the files
+    for name in names:
+        remove_folder(files, folder / name)

@@ -293,6 +293,17 @@ def test_nothing_is_deleted_before_its_new_name_is_durable(tmp_path):
     assert len(durable) == 2
 
 
+def test_what_a_killed_process_renamed_is_not_deleted_before_that_is_durable(tmp_path):
+    """It may have been killed before it could see to that itself."""
+    store = filled(tmp_path, 3, files=(disk := Disk()))
+    (store.folder / "run_epoch_0_iter_0").rename(store.folder / f"{REMOVED}run_epoch_0_iter_0")
+    disk.calls.clear()
+    with store.lock():
+        calls = [name for name, _ in disk.calls]
+    assert "sync_folder" in calls[: calls.index("remove")]
+    assert iterations(store) == [1, 2]
+
+
 def test_newer_names_are_made_durable_before_older_ones_are_given_up(tmp_path):
     """The process that wrote the newest may have been killed before it could."""
     calls = [name for name, _ in count_calls(tmp_path)]
