@@ -6,6 +6,7 @@ durable by then. So whatever interrupts the work, what bears the name of a check
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +14,45 @@ from typing import NamedTuple
 from ..config import Retention
 from . import format, manifest
 from .files import FileSystem, remove_folder
-from .listing import Checkpoint, Damaged, problem
+from .listing import Checkpoint, Damaged, problem, scan
 from .manifest import Manifest
 from .names import REMOVED
 from .retention import NEWEST, entry_of, reasons
 
 _FILES = {format.TENSORS, format.STATE, manifest.FILE_NAME}
+
+
+_log = logging.getLogger("helios_fn")
+
+
+class Pruner:
+    """Prunes the checkpoints of one run in ``folder``, and remembers which of them need not be read again."""
+
+    def __init__(self, files: FileSystem, folder: Path, run: str) -> None:
+        self._files, self._folder, self._run = files, folder, run
+        self._sound: dict[Path, Manifest] = {}
+        self._told: set[str] = set()
+
+    def trust(self, checkpoint: Checkpoint) -> None:
+        """Remember that a checkpoint was just written, or read in full."""
+        self._sound[checkpoint.path] = checkpoint.manifest
+
+    def prune(self, policy: Retention) -> list[Path]:
+        """Remove what ``policy`` does not keep, and return where it was.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        entries = scan(self._files, self._folder, self._run)[0]
+        decided, self._sound = plan(self._files, entries, policy, self._sound)
+        for item in decided.spared:
+            if item.reason not in self._told:
+                self._told.add(item.reason)
+                _log.warning("not removed: %s", item.reason)
+        perform(self._files, self._folder, decided.removed)
+        for entry in decided.removed:
+            _log.info("removed %s", entry.path)
+        return [entry.path for entry in decided.removed]
 
 
 class Plan(NamedTuple):

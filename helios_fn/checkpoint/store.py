@@ -20,7 +20,7 @@ from .listing import Checkpoint, Damaged, first_valid, scan
 from .lock import Lock
 from .manifest import Manifest, encode, versions
 from .names import UNFINISHED, check_name, folder_name
-from .pruning import perform, plan
+from .pruning import Pruner
 from .saveable import check_saveable
 
 _log = logging.getLogger("helios_fn")
@@ -56,8 +56,7 @@ class Store:
         self.folder = self.root / "checkpoints"
         self.name = name
         self._files = files
-        self._sound: dict[Path, Manifest] = {}  # what this process has written or read in full
-        self._warned: set[str] = set()
+        self._pruner = Pruner(files, self.folder, name)
         with disk_errors(f"write to the root {self.root}"):
             make_folders(files, self.folder)
             _probe(files, self.folder)
@@ -89,7 +88,7 @@ class Store:
             if valid is not None:
                 for item in damaged:
                     self._set_aside(item.path.name, item.reason)
-                self._sound[valid.path] = valid.manifest
+                self._pruner.trust(valid)
         if valid is None and damaged:
             reasons = "\n".join(f"  {item.reason}" for item in damaged)
             raise CheckpointError(
@@ -198,16 +197,7 @@ class Store:
             CheckpointError: the disk refused.
         """
         with disk_errors(f"remove old checkpoints from {self.folder}"):
-            entries = scan(self._files, self.folder, self.name)[0]
-            decided, self._sound = plan(self._files, entries, policy, self._sound)
-            for item in decided.spared:
-                if item.reason not in self._warned:
-                    self._warned.add(item.reason)
-                    _log.warning("not removed: %s", item.reason)
-            perform(self._files, self.folder, decided.removed)
-        for entry in decided.removed:
-            _log.info("removed %s", entry.path)
-        return [entry.path for entry in decided.removed]
+            return self._pruner.prune(policy)
 
     def lock(self) -> Lock:
         """Keep other processes, and other stores in this one, out of the root until the lock is released.
@@ -259,7 +249,7 @@ class Store:
             self._set_aside(folder.name, f"{folder} is damaged, or holds another state")
         self._files.rename(unfinished, folder)
         self._files.sync_folder(self.folder)
-        self._sound[folder] = complete
+        self._pruner.trust(Checkpoint(folder, complete))
 
     def _set_aside(self, name: str, reason: str) -> None:
         folder = self.root / "damaged"
