@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -369,6 +370,67 @@ def test_other_runs_and_unknown_things_are_left_alone(tmp_path, caplog):
     assert iterations(other) == [0, 1, 2, 3]
     assert (store.folder / "notes").is_dir()
     assert "notes.txt" in caplog.text
+
+
+LIFE = st.lists(
+    st.one_of(
+        st.just("save"),
+        st.tuples(
+            st.just("damage"),
+            st.integers(0, 9),
+            st.sampled_from(["manifest.json", "state.json", "tensors.safetensors"]),
+        ),
+        st.tuples(st.just("kill"), st.integers(1, 60)),
+        st.just("prune"),
+    ),
+    max_size=14,
+)
+
+
+@settings(deadline=None, max_examples=examples(25))
+@given(LIFE, policies())
+def test_through_damage_and_kills_the_two_newest_valid_ones_stay(life, policy):
+    """Whatever happened to the folder, and wherever pruning was killed; every other one is whole or as it was."""
+    with tempfile.TemporaryDirectory() as name:
+        root, store, count = Path(name), filled(Path(name), 3), 3
+        for event in life:
+            if event == "save":
+                save(store, count)
+                count += 1
+            elif event[0] == "damage":
+                found = sorted(path for path in store.folder.iterdir() if not path.name.startswith("."))
+                flip(found[event[1] % len(found)] / event[2])
+                store = Store(root, "run", files=Disk())  # a process trusts what it wrote itself
+            else:
+                before = valid(store)
+                store = pruned(root, store, policy, event)
+                after = valid(store)
+                assert set(before[:2]) <= set(after) <= set(before)
+
+
+def pruned(root: Path, store: Store, policy: Retention, event: Any) -> Store:
+    if event == "prune":
+        store.prune(policy)
+        return store
+    disk = Disk()
+    dying = Store(root, "run", files=disk)
+    disk.calls.clear()
+    disk._n = event[1]
+    with contextlib.suppress(Killed):
+        dying.prune(policy)
+    with Store(root, "run", files=Disk()).lock():
+        pass
+    return Store(root, "run", files=Disk())
+
+
+def valid(store: Store) -> list[str]:
+    """The names of the valid checkpoints, newest first."""
+    found = []
+    for checkpoint in store.entries():
+        with contextlib.suppress(hf.CheckpointError):
+            verify(checkpoint.path)
+            found.append(checkpoint.path.name)
+    return found
 
 
 # In a run.
