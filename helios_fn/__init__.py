@@ -12,12 +12,16 @@ from . import random as random
 from . import sinks as sinks
 from . import tree as tree
 
+# Parts of a checkpoint in another state.
+from .checkpoint import restore as restore
+
 # Compilation.
 from .compiled import compile as compile
 
 # Configuration: what a run does, and when.
 from .config import EarlyStop as EarlyStop
 from .config import Every as Every
+from .config import Retention as Retention
 from .config import RunConfig as RunConfig
 
 # Data: batches as a function of (key, position).

@@ -74,6 +74,51 @@ class EarlyStop:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Retention:
+    """Which checkpoints of a run stay on the disk; the others are removed after each save.
+
+    A checkpoint stays if any of the rules keeps it. Whatever they say, the two newest valid ones stay,
+    damaged ones are left alone, and nothing is removed before a newer one is durable; nor is anything
+    in ``superseded`` and ``damaged``. The decision depends on what is on the disk alone, so it is the
+    same after a restart; a later decision never wants back what an earlier one gave up.
+
+    Attributes:
+        last: keep this many of the newest; 1 means the same as 2, and ``None`` adds nothing to these two.
+        best: keep this many validation cycles with the best ``monitor``, by the first checkpoint of
+            each (later ones repeat its metrics). NaN is never best; of equal values the earlier is.
+        monitor: the name of the metric that ``validate`` returns. ``resume="best"`` goes by it, too.
+        mode: whether smaller (``"min"``) or larger (``"max"``) is better.
+        every: keep for ever the first checkpoint at or after each multiple of this many iterations,
+            iteration 0 included.
+
+    What others call it: ``last`` is Orbax' ``max_to_keep``, ``keep_latest_k`` of torchtitan and
+    ``save_total_limit`` of transformers; ``best`` with ``monitor`` and ``mode`` is Lightning's
+    ``save_top_k`` (its ``save_last`` is always on); ``every`` is Orbax' ``keep_period``. How often a
+    checkpoint is written at all is ``RunConfig.checkpoint_every``.
+    """
+
+    last: int | None = None
+    best: int = 0
+    monitor: str | None = None
+    mode: Literal["min", "max"] = "min"
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("Retention.mode", self.mode, Literal["min", "max"])
+        if type(self.best) is not int or self.best < 0:
+            raise ValueError(f"Retention.best must be an integer of at least 0, got {self.best!r}")
+        for field in ("last", "every"):
+            if getattr(self, field) is not None:
+                _check_count(f"Retention.{field}", getattr(self, field), " or None")
+        if self.monitor is not None and not isinstance(self.monitor, str):
+            raise TypeError(f"Retention.monitor must be the name of a metric, got {self.monitor!r}")
+        if self.best and self.monitor is None:
+            raise ValueError(f"Retention.best={self.best} must know which metric is best: set monitor (and mode)")
+        if self.last is None and not self.best and self.every is None:
+            raise ValueError("Retention has no rule: set last, best or every, or retention=None to keep everything")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RunConfig:
     """What a run does, and when.
 
@@ -90,11 +135,13 @@ class RunConfig:
         validate_every: when ``validate`` is called.
         checkpoint_every: when the state is saved; needs ``root``. A run with a root also saves its
             first and its last state.
+        retention: which checkpoints stay; ``None`` keeps all.
         early_stop: end the run when validation no longer improves.
         root: the folder of the run; ``None`` keeps everything in memory.
         name: names the checkpoints and logs: letters, digits, ``_``, ``.`` and ``-``.
         resume: ``"auto"`` continues from the newest valid checkpoint or starts fresh; ``"last"`` and
-            ``"best"`` insist that there is one; a path names one; ``None`` insists on a fresh start.
+            ``"best"`` (by the monitor of ``retention`` or ``early_stop``) insist that there is one; a path
+            names one; ``None`` insists on a fresh start.
         non_finite: what to do when the loss or a gradient is NaN or infinite: ``"raise"``, ``"skip"``
             the update, ``"stop"``, or ``"rollback"`` to the last checkpoint and pass over the iteration.
         check_finite_every: how often (in iterations) non-finite values are looked for when nothing
@@ -119,6 +166,7 @@ class RunConfig:
     log_every: Cadence = dataclasses.field(default_factory=lambda: Every(10, "iteration"))
     validate_every: Cadence = None
     checkpoint_every: Cadence = None
+    retention: Retention | None = None
     early_stop: EarlyStop | None = None
     root: str | Path | None = None
     name: str = "run"
@@ -169,12 +217,36 @@ class RunConfig:
             raise ValueError(f"resume={self.resume!r} must be 'auto', 'last', 'best', None or the path of a checkpoint")
         if self.early_stop is not None and not isinstance(self.early_stop, EarlyStop):
             raise TypeError(f"early_stop must be an hf.EarlyStop, got {type(self.early_stop).__name__}")
+        self._check_monitors()
         if self.root is None and self.checkpoint_every is not None:
             raise ValueError("checkpoint_every needs a folder to save into: set root")
         if self.non_finite == "rollback" and self.root is None:
             raise ValueError("non_finite='rollback' needs checkpoints to go back to: set root")
         if self.early_stop is not None and self.validate_every is None:
             raise ValueError("early_stop looks at validation metrics: set validate_every")
+
+    def _check_monitors(self) -> None:
+        kept, watched = self.retention, self.early_stop
+        if kept is not None and not isinstance(kept, Retention):
+            raise TypeError(f"retention must be an hf.Retention, got {type(kept).__name__}")
+        if kept is not None and self.root is None:
+            raise ValueError("retention says which checkpoints stay, but there are none: set root")
+        if kept is not None and kept.best and self.validate_every is None:
+            raise ValueError("retention keeps the best by a validation metric: set validate_every")
+        known = {(part.monitor, part.mode) for part in (kept, watched) if part is not None and part.monitor is not None}
+        monitors = sorted({str(monitor) for monitor, _ in known})
+        if len(monitors) < len(known):
+            raise ValueError(f"retention and early_stop both watch {monitors[0]!r}, but in different modes")
+        if self.resume == "best" and len(monitors) != 1:
+            both = f": retention and early_stop watch {' and '.join(monitors)}; resume from a path instead"
+            remedy = both if monitors else ": set retention or early_stop (monitor and mode)"
+            raise ValueError(f"resume='best' must know which metric is best{remedy}")
+
+    @property
+    def monitored(self) -> Retention | EarlyStop | None:
+        """The part whose ``monitor`` and ``mode`` say which checkpoint is best, if there is one."""
+        parts = (self.retention, self.early_stop)
+        return next((part for part in parts if part is not None and part.monitor is not None), None)
 
     def cadence(self, field: Literal["log_every", "validate_every", "checkpoint_every"]) -> Every | None:
         """A cadence with its unit spelled out."""

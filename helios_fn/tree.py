@@ -242,8 +242,13 @@ def equal(left: Tree, right: Tree) -> bool:
 
 def digest(tree: Tree) -> str:
     """A SHA-256 over paths, types, dtypes, shapes and bits: equal trees, equal digests, on any device."""
+    return digest_items(items(tree))
+
+
+def digest_items(pairs: Iterable[tuple[str, Any]]) -> str:
+    """The same for a tree that exists as the pairs of `items` only."""
     hasher = hashlib.sha256()
-    for path, leaf in items(tree):
+    for path, leaf in pairs:
         if isinstance(leaf, torch.Tensor):
             head, body = f"{path}\0{leaf.dtype}\0{tuple(leaf.shape)}\0", memoryview(tensor_bytes(leaf))
         else:

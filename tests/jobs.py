@@ -52,6 +52,7 @@ class Case:
     own_validation: bool = False
     early_stop: int | None = None
     checkpoint_every: hf.Every | None = dataclasses.field(default_factory=lambda: hf.Every(2, "iteration"))
+    retention: hf.Retention | None = None
     seed: int = 6691
 
 
@@ -227,6 +228,7 @@ def make_config(case: Case) -> hf.RunConfig:
         log_every=hf.Every(case.log_every, "iteration"),
         validate_every=case.validate_every,
         checkpoint_every=case.checkpoint_every,
+        retention=None if case.checkpoint_every is None else case.retention,
         early_stop=stop,
         root=None if case.checkpoint_every is None else "unused",
         progress=False,

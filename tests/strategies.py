@@ -7,6 +7,7 @@ import os
 
 from hypothesis import strategies as st
 
+import helios_fn as hf
 from helios_fn.testing.strategies import cadences
 
 from .jobs import Case
@@ -60,4 +61,11 @@ def cases(draw, max_iterations: int = 8, sources=("loader", "dataloader", "strea
         early_stop=draw(st.none() | st.integers(1, 3)) if validate is not None else None,
         checkpoint_every=draw(cadences(units=units)),
         seed=draw(st.integers(0, 2**64 - 1)),
+        retention=draw(retentions(validate is not None)),
     )
+
+
+def retentions(validated: bool) -> st.SearchStrategy[hf.Retention | None]:
+    """Policies that remove something early, and none."""
+    best = [hf.Retention(best=1, monitor="loss")] if validated else []
+    return st.sampled_from([None, hf.Retention(last=1), hf.Retention(every=3), *best])

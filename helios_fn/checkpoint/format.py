@@ -137,6 +137,46 @@ def load(path: Path, found: Manifest, like: Tree, *, free: Collection[str] = (),
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def read_structure(path: Path, found: Manifest, *, files: FileSystem = OS) -> structure.Node:
+    """What a checkpoint whose manifest is known holds, in words; the tensors' bytes are not looked at.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    return _read_state(files, path, found).structure
+
+
+def read_leaves(
+    path: Path, found: Manifest, places: Mapping[str, torch.device], *, files: FileSystem = OS
+) -> dict[str, Any]:
+    """The leaves at the paths in ``places``, without a template, on these devices, checking each byte of the whole.
+
+    Tensors come back in fresh memory, sharing it as they did; what belongs to none of them takes up none.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    stored = _read_state(files, path, found)
+    leaves = {name: leaf for name, leaf in structure.leaf_items(stored.structure) if name in places}
+    needed = {leaf.storage for leaf in leaves.values() if isinstance(leaf, TensorSpec)}
+    memory: list[torch.Tensor] = []
+
+    def targets() -> Iterator[memoryview]:
+        for number, entry in enumerate(stored.entries):
+            memory.append(storages.allocate(entry.size if number in needed else 0))
+            if number in needed:
+                yield storages.as_bytes(memory[-1])
+            else:
+                yield from arrays.scratch([entry.size])
+
+    arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, targets)
+    place = storages.Placer(memory)
+    return {
+        name: place(leaf, places[name]) if isinstance(leaf, TensorSpec) else leaf.value  # type: ignore[union-attr]
+        for name, leaf in leaves.items()
+    }
+
+
 def _read_state(files: FileSystem, folder: Path, found: Manifest) -> Stored:
     path, entry = folder / STATE, found.files[STATE]
     data = read_file(files, path, min(entry.size, MAX_STATE_SIZE))

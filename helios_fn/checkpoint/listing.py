@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CheckpointError, ResumeRefused
 from ..types import Json
 from . import format
-from .files import FileSystem
+from .files import FileSystem, open_file
 from .manifest import Manifest
-from .names import may_belong_to
+from .names import is_checkpoint_name, may_belong_to
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,6 +79,35 @@ def scan(files: FileSystem, folder: Path, run: str) -> tuple[list[Checkpoint], l
     # The name decides nothing but the order of two checkpoints of one moment.
     found.sort(key=lambda entry: (entry.iteration, entry.micro_step, entry.path.name), reverse=True)
     return found, damaged
+
+
+def problem(files: FileSystem, entry: Checkpoint, *, in_full: bool) -> str | None:
+    """Why a checkpoint with a sound manifest cannot be relied on, by its bytes or by its files' lengths alone."""
+    try:
+        if in_full:
+            format.verify(entry.path, files=files)
+            return None
+        for name, expected in entry.manifest.files.items():
+            with open_file(files, entry.path / name) as handle:
+                size = files.size(handle)
+            if size != expected.size:
+                return f"{entry.path / name} is damaged: it has {size} bytes instead of {expected.size}"
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def survey(files: FileSystem, folder: Path) -> Iterator[tuple[Path, Checkpoint | CheckpointError]]:
+    """The folders that are checkpoints of whatever run, or bear the name of one, with what is wrong with those."""
+    for name in files.listdir(folder):
+        path = folder / name
+        if name.startswith("."):
+            continue
+        try:
+            yield path, Checkpoint(path, format.read_manifest(path, files=files))
+        except CheckpointError as error:
+            if is_checkpoint_name(name):
+                yield path, error
 
 
 def first_valid(files: FileSystem, candidates: Iterable[Checkpoint]) -> tuple[Checkpoint | None, list[Damaged]]:

@@ -9,6 +9,9 @@ from ..config import NAME_PATTERN
 UNFINISHED = ".writing-"
 """Begins the name of a folder being written. No run's name begins with a dot, so no checkpoint's does."""
 
+REMOVED = ".removing-"
+"""Begins the name of a folder that is about to be deleted, for the same reason."""
+
 
 def check_name(what: str, value: str) -> None:
     """Check a part of a file name that comes from a user.
@@ -27,6 +30,11 @@ def folder_name(run: str, epoch: int, micro_step: int, metadata: str = "") -> st
     """``<run>_epoch_<epoch>_iter_<micro_step>[_<metadata>]``."""
     name = f"{run}_epoch_{epoch}_iter_{micro_step}"
     return f"{name}_{metadata}" if metadata else name
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder bears the name of a checkpoint of any run."""
+    return re.fullmatch(r"[^.].*_epoch_\d+_iter_\d+(_.*)?", name, re.ASCII | re.DOTALL) is not None
 
 
 def may_belong_to(run: str, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: found, chosen, saved, loaded, and moved aside, never deleted."""
+"""The checkpoints of a run: found, chosen, saved, loaded, moved aside, and pruned by a policy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config import Retention
 from ..errors import CheckpointError
 from ..types import Tree
 from . import format
 from .files import OS, FileSystem, disk_errors, make_folders, remove_folder
+from .leftovers import finish
 from .listing import Checkpoint, Damaged, first_valid, scan
 from .lock import Lock
 from .manifest import Manifest, decode, encode, versions
 from .names import UNFINISHED, check_name, folder_name
+from .pruning import Pruner
 from .saveable import check_saveable
 from .snapshot import Snapshot, Snapshots
 
@@ -37,8 +40,8 @@ class Store:
 
     Several runs may share a root under different names, one at a time: hold `lock` while working on
     it. Checkpoints are told apart by their manifests, never by folder names or clocks. Nothing is
-    overwritten or deleted: what is in the way moves to ``<root>/damaged``, and what an older resume
-    leaves behind to ``<root>/superseded``. After any failed or interrupted call, every checkpoint
+    overwritten, or deleted but by `prune`: what is in the way moves to ``<root>/damaged``, and what an
+    older resume leaves behind to ``<root>/superseded``. After any failed or interrupted call, every checkpoint
     completed before is still there.
 
     Args:
@@ -63,6 +66,7 @@ class Store:
         self.name = name
         self._files = files
         self._snapshots = Snapshots()
+        self._pruner = Pruner(files, self.folder, name)
         with disk_errors(f"write to the root {self.root}"):
             make_folders(files, self.folder)
             _probe(files, self.folder)
@@ -94,6 +98,7 @@ class Store:
             if valid is not None:
                 for item in damaged:
                     self._set_aside(item.path.name, item.reason)
+                self._pruner.trust(valid)
         if valid is None and damaged:
             reasons = "\n".join(f"  {item.reason}" for item in damaged)
             raise CheckpointError(
@@ -229,11 +234,25 @@ class Store:
         _log.warning("%d checkpoints newer than %s moved to %s", len(newer), checkpoint.path.name, target)
         return target
 
+    def prune(self, policy: Retention) -> list[Path]:
+        """Remove the checkpoints that ``policy`` does not keep, and return where they were.
+
+        Hold the `lock`. Nothing is removed unless the two newest that stay are valid to the last byte:
+        each is read in full once, those that this object wrote never. Damaged folders, those of other
+        runs and those that hold anything else are left alone. An interrupted call leaves whole
+        checkpoints and what the next `prune` or `lock` finishes.
+
+        Raises:
+            CheckpointError: the disk refused.
+        """
+        with disk_errors(f"remove old checkpoints from {self.folder}"):
+            return self._pruner.prune(policy)
+
     def lock(self) -> Lock:
         """Keep other processes, and other stores in this one, out of the root until the lock is released.
 
         Then finish what a killed process left: a checkpoint that it had written completely becomes
-        one, an incomplete one is removed.
+        one, an incomplete one is removed, and so is one that was being removed.
 
         Raises:
             RootLocked: somebody else holds the lock; the message says who.
@@ -241,9 +260,7 @@ class Store:
         lock = Lock(self.root / "lock")
         try:
             with disk_errors(f"clean {self.folder}"):
-                for name in self._files.listdir(self.folder):
-                    if name.startswith(UNFINISHED):
-                        self._recover(name)
+                finish(self._files, self.folder)
         except BaseException:
             lock.release()
             raise
@@ -271,7 +288,7 @@ class Store:
         if unfinished.name in taken:
             remove_folder(self._files, unfinished)
         try:
-            format.write(self._files, unfinished, content, description, background=background)
+            complete = format.write(self._files, unfinished, content, description, background=background)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_folder(self._files, unfinished)
@@ -281,6 +298,7 @@ class Store:
             self._set_aside(folder.name, f"{folder} is damaged, or holds another state")
         self._files.rename(unfinished, folder)
         self._files.sync_folder(self.folder)
+        self._pruner.trust(Checkpoint(folder, complete))
 
     def _set_aside(self, name: str, reason: str) -> None:
         folder = self.root / "damaged"
@@ -294,21 +312,6 @@ class Store:
     def _move(self, name: str, target: Path) -> None:
         self._files.rename(self.folder / name, target)
         self._files.sync_folder(target.parent)
-        self._files.sync_folder(self.folder)
-
-    def _recover(self, name: str) -> None:
-        unfinished, folder = self.folder / name, self.folder / name.removeprefix(UNFINISHED)
-        try:
-            found = format.verify(unfinished, files=self._files)
-            intended = folder_name(found.run, found.epoch, found.micro_step, found.metadata)
-            complete = intended == folder.name and folder.name not in self._files.listdir(self.folder)
-        except CheckpointError:
-            complete = False
-        if complete:
-            self._files.rename(unfinished, folder)
-            _log.warning("%s had been written completely when its process ended; it is kept", folder)
-        else:
-            remove_folder(self._files, unfinished)
         self._files.sync_folder(self.folder)
 
 

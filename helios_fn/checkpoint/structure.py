@@ -161,6 +161,15 @@ def leaf_specs(node: Node) -> Iterator[Leaf]:
         yield node
 
 
+def leaf_items(node: Node, path: str = "") -> Iterator[tuple[str, Leaf]]:
+    """Pairs of path and leaf of a description, in the order in which it was made."""
+    if isinstance(node, Container):
+        for part, child in zip(node.parts, node.children, strict=True):
+            yield from leaf_items(child, join(path, part))
+    else:
+        yield path, node
+
+
 def compare(saved: Node, expected: Node, *, free: Collection[str] = (), path: str = "") -> Iterator[Mismatch]:
     """Where ``saved`` differs from ``expected`` in structure, types, dtypes or shapes, ``free`` paths excepted."""
     if path in free:

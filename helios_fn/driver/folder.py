@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from ..checkpoint import Checkpoint, Store
+from ..checkpoint import Checkpoint, Store, entry_of, ranked
 from ..config import RunConfig
 from ..errors import CheckpointError
 from ..sinks import log_name
@@ -111,8 +111,9 @@ class RunFolder:
             "sinks": marks,
             "log_dir": None if self._log_dir is None else self._log_dir.name,
             "validation": {name: repr(value) for name, value in fetch(state.validation.metrics).items()},
+            "cycles": state.validation.cycles,
         }
-        return self._store.save(
+        path = self._store.save(
             state,
             epoch=state.cursor.epoch,
             iteration=state.counters.iteration,
@@ -121,6 +122,20 @@ class RunFolder:
             metadata=self._label(state) if metadata else "",
             free=OUTPUT_ONLY,
         )
+        self.tidy()
+        return path
+
+    def tidy(self) -> None:
+        """Remove the checkpoints that ``cfg.retention`` does not keep; to be called when a newer one is durable.
+
+        A disk that refuses is no reason to end the training: it is reported, and tried again at the next save.
+        """
+        if self._store is None or self._cfg.retention is None:
+            return
+        try:
+            self._store.prune(self._cfg.retention)
+        except CheckpointError as error:
+            _LOGGER.warning("old checkpoints stay for now: %s", error)
 
     def _label(self, state: TrainState) -> str:
         if self._metadata is None or state.counters.iteration == 0:
@@ -141,7 +156,7 @@ class RunFolder:
         if resume == "last":
             return self._insist_on_one(self._store.newest())
         if resume == "best":
-            return self._insist_on_one(self._best())
+            return self._insist_on_one(self._best(), " with the metric that is watched")
         path = Path(resume).expanduser().absolute()
         if not path.exists():
             raise CheckpointError(
@@ -161,27 +176,24 @@ class RunFolder:
                 f"{self._cfg.name!r}: choose another root or name, or remove them yourself"
             )
 
-    def _insist_on_one(self, found: Checkpoint | None) -> Checkpoint:
+    def _insist_on_one(self, found: Checkpoint | None, such: str = "") -> Checkpoint:
         assert self._store is not None
         if found is None:
             raise CheckpointError(
-                f"resume={self._cfg.resume!r} found no checkpoint of run {self._cfg.name!r} in {self._store.folder}"
+                f"resume={self._cfg.resume!r} found no checkpoint of run {self._cfg.name!r}{such} "
+                f"in {self._store.folder}"
             )
         return found
 
     def _best(self) -> Checkpoint | None:
-        early_stop = self._cfg.early_stop
-        if early_stop is None:
-            raise ValueError("resume='best' must know which metric is best: set early_stop (monitor and mode)")
+        monitored = self._cfg.monitored
         assert self._store is not None
-        sign = 1.0 if early_stop.mode == "max" else -1.0
-        candidates = []
-        for entry in self._store.entries():
-            value = float(str(_fact(entry, "validation").get(early_stop.monitor, "nan")))
-            if value == value:
-                # Later checkpoints repeat the value until the next cycle: the first one is what was validated.
-                candidates.append((sign * value, -entry.iteration, entry.path))
-        for _, _, path in sorted(candidates, reverse=True):
+        assert monitored is not None  # RunConfig has seen to it
+        assert monitored.monitor is not None
+        entries = [entry_of(checkpoint) for checkpoint in self._store.entries()]
+        while candidates := ranked(entries, monitored.monitor, monitored.mode):
+            entries.remove(candidates[0])
+            path = self._store.folder / candidates[0].name
             try:
                 return self._store.at(path)
             except CheckpointError as error:

@@ -204,7 +204,7 @@ class Loop:
             else:
                 metrics = validate(self.state)
         check_unwritten("validate", self.state, before)
-        found = record_validation(self.state.validation, metrics, self.cfg.early_stop)
+        found = record_validation(self.state.validation, metrics, self.cfg.early_stop, self.cfg.retention)
         self.state = self.state.replace(validation=found)
         self.doing = _REACTING
         self.outlets.write(make_row("validation", self.state))

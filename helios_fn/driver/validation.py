@@ -7,17 +7,20 @@ from typing import Any
 
 import torch
 
-from ..config import EarlyStop
+from ..config import EarlyStop, Retention
 from ..types import Validation
 
 
-def record_validation(known: Validation, metrics: Any, early_stop: EarlyStop | None) -> Validation:
+def record_validation(
+    known: Validation, metrics: Any, early_stop: EarlyStop | None, retention: Retention | None = None
+) -> Validation:
     """What is known after one more validation cycle.
 
     Args:
         known: what was known before.
         metrics: what ``validate`` returned: names to numbers or 0-d tensors.
         early_stop: which metric to watch, if any.
+        retention: which metric the best checkpoints are kept by, if any.
 
     Raises:
         TypeError: ``metrics`` is no mapping of names to scalars.
@@ -33,11 +36,10 @@ def record_validation(known: Validation, metrics: Any, early_stop: EarlyStop | N
         )
     tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
     best, bad_cycles = known.best, known.bad_cycles
+    for name, part in (("early_stop", early_stop), ("retention", retention)):
+        if part is not None and part.monitor is not None and part.monitor not in values:
+            raise KeyError(f"{name} watches {part.monitor!r}, but validate returned {', '.join(sorted(values))}")
     if early_stop is not None:
-        if early_stop.monitor not in values:
-            raise KeyError(
-                f"early_stop watches {early_stop.monitor!r}, but validate returned {', '.join(sorted(values))}"
-            )
         new = values[early_stop.monitor]
         improved = early_stop.is_improvement(best, new)
         best, bad_cycles = (new, 0) if improved else (best, bad_cycles + 1)

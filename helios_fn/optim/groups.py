@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from .. import tree
+from ..patterns import name_of
 from ..tracing import is_traced
 from ..types import Tree
 from .base import Optimizer, hint
-from .selection import name_of
 from .tensors import check_like, leaves_like, updatable_leaves
 from .text import brief
 

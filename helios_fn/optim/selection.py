@@ -1,13 +1,7 @@
-"""Choosing leaves of a tree by their names.
-
-The name of a leaf is its path with dots: dict keys, field names and positions from the root down, such as
-``layers.0.weight``.
-"""
+"""Choosing leaves of a tree by their names, see `helios_fn.patterns`."""
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -15,28 +9,25 @@ import optree
 import torch
 
 from .. import tree
+from ..patterns import Chooser, name_of
 from ..types import Tree
 from .text import brief, stable
 
 Patterns: TypeAlias = str | Sequence[str] | Callable[[str], bool]
 """One shell pattern, several, or a function of the name."""
 
-_BRACKETS = re.compile(r"""\[(?:'([^']*)'|"([^"]*)"|([^]]*))\]""")
-
 
 class Selection:
     """The leaves that ``patterns`` choose.
 
-    A pattern is a shell pattern over the whole name (``"*.bias"``, ``"head.*"``, ``"layers.[01].*"``; ``*`` matches
-    dots too). A name is chosen if a pattern matches it and none that begins with ``!`` does; where all begin with
-    ``!``, every other name is chosen.
+    Patterns mean what they mean to a `helios_fn.patterns.Chooser`.
 
     Raises:
         TypeError: ``patterns`` is none of the three kinds.
         ValueError: there are no patterns.
     """
 
-    __slots__ = ("_excluded", "_included", "_mask", "_treespec", "patterns")
+    __slots__ = ("_is_chosen", "_mask", "_treespec", "patterns")
 
     def __init__(self, what: str, patterns: Any) -> None:
         if isinstance(patterns, str):
@@ -50,9 +41,8 @@ class Selection:
             if not patterns:
                 raise ValueError(f"{what} is empty and chooses nothing: leave it out")
             patterns = tuple(patterns)
-            self._included = _any_of([pattern for pattern in patterns if not pattern.startswith("!")])
-            self._excluded = _any_of([pattern[1:] for pattern in patterns if pattern.startswith("!")])
         self.patterns = patterns
+        self._is_chosen: Callable[[str], bool] = patterns if callable(patterns) else Chooser(patterns)
         self._treespec: optree.PyTreeSpec | None = None
         self._mask: tuple[bool, ...] = ()
 
@@ -70,32 +60,16 @@ class Selection:
         Raises:
             ValueError: there is one.
         """
-        if callable(self.patterns):
+        if not isinstance(self._is_chosen, Chooser):
             return
         names = [name_of(path) for path in tree.paths(params)]
-        for pattern in self.patterns:
-            if not any(re.match(fnmatch.translate(pattern.removeprefix("!")), name) for name in names):
-                known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-                raise ValueError(f"the pattern {pattern!r} matches no parameter; their names are {known or 'none'}")
+        for pattern in self._is_chosen.idle(names):
+            known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise ValueError(f"the pattern {pattern!r} matches no parameter; their names are {known or 'none'}")
 
     def _find(self, params: Tree) -> tuple[bool, ...]:
         names = [name_of(path) for path in tree.paths(params)]
-        return tuple([self._is_chosen(name) for name in names])
-
-    def _is_chosen(self, name: str) -> bool:
-        if callable(self.patterns):
-            return bool(self.patterns(name))
-        included = self._included is None or self._included.match(name) is not None
-        return included and (self._excluded is None or self._excluded.match(name) is None)
+        return tuple([bool(self._is_chosen(name)) for name in names])
 
     def __repr__(self) -> str:
         return stable(self.patterns if callable(self.patterns) else list(self.patterns))
-
-
-def name_of(path: str) -> str:
-    """The name of the leaf at a path: ``layers.0.weight`` for ``layers[0]['weight']``."""
-    return _BRACKETS.sub(r".\1\2\3", path).removeprefix(".")
-
-
-def _any_of(patterns: list[str]) -> re.Pattern[str] | None:
-    return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns)) if patterns else None

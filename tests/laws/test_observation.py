@@ -12,16 +12,19 @@ from helios_fn.testing import run_with
 from helios_fn.testing.strategies import cadences
 
 from ..jobs import Case, build
-from ..strategies import cases, examples
+from ..strategies import cases, examples, retentions
 
 
 @settings(max_examples=examples(25))
 @given(cases(), st.data())
 def test_logging_and_saving_more_often_changes_no_bit(case: Case, data):
-    """Another log or checkpoint cadence gives the same batches and the same final state."""
+    """Another log or checkpoint cadence, or keeping others, gives the same batches and the same final state."""
     units = ("iteration",) if case.source == "stream" else ("iteration", "epoch")
     changed = dataclasses.replace(
-        case, log_every=data.draw(st.integers(1, 4)), checkpoint_every=data.draw(cadences(units=units))
+        case,
+        log_every=data.draw(st.integers(1, 4)),
+        checkpoint_every=data.draw(cadences(units=units)),
+        retention=data.draw(retentions(case.validate_every is not None)),
     )
     one, other = run_with(build(case), []), run_with(build(changed), [])
     assert one.batches == other.batches
@@ -33,7 +36,7 @@ def test_logging_and_saving_more_often_changes_no_bit(case: Case, data):
 def test_validating_more_often_changes_only_what_validation_found(case: Case, data):
     """Validation draws random numbers of its own; outside ``state.validation`` nothing notices."""
     units = ("iteration",) if case.source == "stream" else ("iteration", "epoch")
-    quiet = dataclasses.replace(case, validate_every=None, early_stop=None)
+    quiet = dataclasses.replace(case, validate_every=None, early_stop=None, retention=None)
     watched = dataclasses.replace(quiet, validate_every=data.draw(cadences(units=units)))
     one, other = run_with(build(quiet), []), run_with(build(watched), [])
     assert one.batches == other.batches
@@ -46,6 +49,6 @@ def test_validating_more_often_changes_only_what_validation_found(case: Case, da
 def test_a_run_without_a_root_gives_the_same_state(case: Case):
     """Checkpoints are an observation too: a run that keeps everything in memory ends in the same bits."""
     job = build(case)
-    cfg = dataclasses.replace(job.cfg, root=None, checkpoint_every=None)
+    cfg = dataclasses.replace(job.cfg, root=None, checkpoint_every=None, retention=None)
     result = hf.run(job.step, job.state, job.loader(), cfg, **job.keywords)
     assert hf.tree.equal(result.state, run_with(job, []).state)

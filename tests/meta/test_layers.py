@@ -13,12 +13,13 @@ PACKAGE = Path(__file__).parents[2] / "helios_fn"
 # Each name is a module or a folder of the package; a folder's members may import each other.
 LAYERS = [
     {"types", "errors", "tracing", "signature"},
-    {"tree", "random", "config", "accumulate", "finiteness", "graph"},
+    {"tree", "random", "config", "accumulate", "finiteness", "graph", "patterns"},
     {"state", "schedule"},
     {"nn", "optim", "data", "checkpoint", "sinks", "finite"},
     {"step", "compiled", "ensemble", "unroll"},
     {"driver"},
-    {"testing"},
+    {"testing", "cli"},
+    {"__main__"},
 ]
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))

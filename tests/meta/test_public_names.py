@@ -8,11 +8,11 @@ from helios_fn import testing
 MODULES = {"data", "optim", "random", "schedules", "sinks", "tree"}
 NAMES = {
     "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Loader", "MicroBatches", "NonFiniteError",
-    "NotTraceable", "Observer", "Phases", "PurityError", "Reason", "Result", "ResumeRefused", "RootLocked", "Row",
-    "RunConfig", "RunFailed", "RunInfo", "Sink", "StateDonated", "Stream", "TrainState", "Validation", "Validator",
-    "all_stopped", "compile", "ema", "ensemble", "evaluate_members", "functional", "grad", "guard_finite", "init_state",
-    "iterate", "make_step", "member", "micro_keys", "microsteps", "run", "sam", "stack", "step_key", "test", "unroll",
-    "unstack", "value_and_grad",
+    "NotTraceable", "Observer", "Phases", "PurityError", "Reason", "Result", "ResumeRefused", "Retention", "RootLocked",
+    "Row", "RunConfig", "RunFailed", "RunInfo", "Sink", "StateDonated", "Stream", "TrainState", "Validation",
+    "Validator", "all_stopped", "compile", "ema", "ensemble", "evaluate_members", "functional", "grad", "guard_finite",
+    "init_state", "iterate", "make_step", "member", "micro_keys", "microsteps", "restore", "run", "sam", "stack",
+    "step_key", "test", "unroll", "unstack", "value_and_grad",
 }  # fmt: skip
 TESTING = {"Crash", "Job", "JobFailed", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume",
            "check_resume_processes", "check_step", "check_workers", "run_with"}  # fmt: skip

@@ -235,6 +235,24 @@ FAULTS = [
         LAWS,
     ),
     Fault(
+        "a_damaged_checkpoint_counts_as_one_to_keep", "helios_fn/checkpoint/pruning.py",
+        "        if flaw is not None:\n",
+        "        if False:\n",
+        ("tests/unit/test_retention.py",),
+    ),
+    Fault(
+        "files_deleted_before_their_new_name_is_durable", "helios_fn/checkpoint/pruning.py",
+        "    if names:\n        files.sync_folder(folder)  # or",
+        "    if False:\n        files.sync_folder(folder)  # or",
+        ("tests/unit/test_retention.py",),
+    ),
+    Fault(
+        "the_best_is_a_later_checkpoint_that_repeats_its_metrics", "helios_fn/checkpoint/retention.py",
+        "            first.setdefault((entry.cycle, value), entry)\n",
+        "            first[entry.cycle, value] = entry\n",
+        ("tests/unit/test_retention.py",),
+    ),
+    Fault(
         "skipped_update_still_moves_the_optimizer", "helios_fn/finite.py",
         "    return state.replace(metrics=stepped.metrics)\n",
         "    return state.replace(metrics=stepped.metrics, opt_state=stepped.opt_state)\n",

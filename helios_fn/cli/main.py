@@ -1,0 +1,60 @@
+"""The parser of all commands, and what their ends mean."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ..errors import CheckpointError
+from . import diff, digest, export, inspect, migrate, prune, verify
+from .text import one_line, shown
+
+_COMMANDS = (inspect, verify, diff, digest, export, prune, migrate)
+_BROKEN_PIPE = 128 + 13  # what a shell reports of a program that SIGPIPE has ended
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, and end with status 2."""
+        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of ``python -m helios_fn``."""
+    found = Parser(
+        prog="python -m helios_fn",
+        description="Look after checkpoints. No command changes a checkpoint in place or runs anything that is in one.",
+        epilog="Status 0: done, and nothing wrong was found. 1: a negative finding (damaged, different, refused). "
+        "2: the arguments are wrong.",
+    )
+    commands = found.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in _COMMANDS:
+        module.add(commands)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its status, see ``--help``."""
+    prog = "python -m helios_fn"
+    try:
+        options = parser().parse_args(arguments)
+        prog = f"{prog} {options.command}"
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python would complain when it flushes at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return 128 + 2
+    except (CheckpointError, ValueError, OSError) as error:
+        print(f"{prog}: {shown(one_line(str(error)))}", file=sys.stderr)
+        return 1

@@ -1,0 +1,101 @@
+"""``prune``: remove checkpoints that a policy does not keep."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import OS, Checkpoint, Store
+from ..checkpoint.pruning import Plan, plan
+from ..checkpoint.retention import metrics_of
+from ..config import Retention
+from ..errors import CheckpointError
+from .places import found_in, root
+from .text import lines_out, number, one_line, plural, shown, size, table
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "prune",
+        help="remove checkpoints that a policy does not keep",
+        description="Show which checkpoints helios_fn.Retention would keep and, with --delete, remove the others. The "
+        "two newest valid ones always stay, and so does what is damaged. Nothing is removed while a run uses the root.",
+    )
+    parser.add_argument("root", metavar="ROOT", type=root, help="the folder of a run")
+    parser.add_argument("--last", type=int, metavar="K", help="keep the K newest")
+    parser.add_argument("--best", type=int, default=0, metavar="M", help="keep the M best by --monitor")
+    parser.add_argument("--monitor", metavar="NAME", help="the validation metric to go by")
+    parser.add_argument("--mode", choices=["min", "max"], default="min", help="which is better (default: min)")
+    parser.add_argument("--every", type=int, metavar="N", help="keep the first after each multiple of N iterations")
+    parser.add_argument("--name", metavar="RUN", help="the name of the run, where the root holds several")
+    acting = parser.add_mutually_exclusive_group()
+    acting.add_argument("--delete", action="store_true", help="remove them")
+    acting.add_argument("--dry-run", action="store_true", help="only show what would be removed (the default)")
+    parser.set_defaults(run=lambda options: run(options, parser))
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Show the plan, and carry it out where that is asked for."""
+    if options.last is None and options.every is None and not options.best:
+        parser.error("give a rule: --last, --best or --every")
+    try:
+        policy = Retention(options.last, options.best, options.monitor, options.mode, options.every)
+    except ValueError as error:
+        parser.error(str(error).replace("Retention.", "--"))
+    entries = [entry for _, entry in found_in(options.root) if isinstance(entry, Checkpoint)]
+    name = _run_name(entries, options)
+    if policy.monitor is not None and not any(policy.monitor in metrics_of(entry.record) for entry in entries):
+        known = sorted({metric for entry in entries for metric in metrics_of(entry.record)})
+        raise ValueError(f"no checkpoint has a metric {policy.monitor!r}; there are {', '.join(known) or 'none'}")
+    if options.delete:
+        return _delete(options.root, name, policy)
+    own = [entry for entry in reversed(entries) if entry.manifest.run == name]
+    decided, _ = plan(OS, own, policy, {})
+    _show(decided, policy)
+    gone = list(decided.removed)
+    print(f"{_summary('would be removed', gone)}; --delete removes them" if gone else "all stay")
+    return 0
+
+
+def _delete(path: Path, name: str, policy: Retention) -> int:
+    store = Store(path, name)
+    with store.lock():
+        entries = {entry.path: entry for entry in store.entries()}
+        removed = [entries[path] for path in store.prune(policy)]
+    lines_out(f"removed  {shown(str(entry.path))}" for entry in removed)
+    print(_summary("removed", removed) if removed else "all stay")
+    return 0
+
+
+def _run_name(entries: list[Checkpoint], options: argparse.Namespace) -> str:
+    runs = sorted({entry.manifest.run for entry in entries})
+    if options.name in runs:
+        return str(options.name)
+    if options.name is None and len(runs) == 1:
+        return runs[0]
+    there = f"it holds {', '.join(runs)}" if runs else "it holds no sound checkpoint"
+    raise CheckpointError(f"which run in {options.root}? {there}" + ("; give --name" if len(runs) > 1 else ""))
+
+
+def _show(found: Plan, policy: Retention) -> None:
+    decided = [(entry, f"stays: {why}") for entry, why in found.kept] + [(entry, "goes") for entry in found.removed]
+    decided.sort(key=lambda pair: (pair[0].iteration, pair[0].micro_step, pair[0].path.name))
+    rows = [["iteration", "epoch", policy.monitor or "", "size", "decision", "folder"]]
+    for entry, decision in decided:
+        value = metrics_of(entry.record).get(policy.monitor or "")
+        cells = [str(entry.iteration), str(entry.epoch), "" if value is None else number(value)]
+        rows.append([*cells, size(_bytes(entry)), decision, shown(entry.path.name)])
+    if policy.monitor is None:
+        rows = [[*row[:2], *row[3:]] for row in rows]
+    lines_out(table(rows, right=range(len(rows[0]) - 2)))
+    lines_out(f"left alone: {shown(one_line(item.reason))}" for item in found.spared)
+
+
+def _summary(done: str, entries: list[Checkpoint]) -> str:
+    return f"{plural(len(entries), 'checkpoint')} {done}, {size(sum(map(_bytes, entries)))}"
+
+
+def _bytes(entry: Checkpoint) -> int:
+    return sum(file.size for file in entry.manifest.files.values())
