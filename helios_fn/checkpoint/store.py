@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..types import Tree
 from . import format
-from .files import OS, FileSystem, disk_errors, make_folders, remove_folder
+from .files import OS, FileSystem, disk_errors, make_folders, remove_folder, sync_files
 from .listing import Checkpoint, Damaged, first_valid, scan
 from .lock import Lock
 from .manifest import Manifest, encode, versions
@@ -184,7 +184,7 @@ class Store:
         """Keep other processes, and other stores in this one, out of the root until the lock is released.
 
         Then finish what a killed process left: a checkpoint that it had written completely becomes
-        one, an incomplete one is removed.
+        one, an incomplete one is removed. What is found from then on is durable.
 
         Raises:
             RootLocked: somebody else holds the lock; the message says who.
@@ -195,6 +195,7 @@ class Store:
                 for name in self._files.listdir(self.folder):
                     if name.startswith(UNFINISHED):
                         self._recover(name)
+                self._files.sync_folder(self.folder)
         except BaseException:
             lock.release()
             raise
@@ -229,6 +230,7 @@ class Store:
             raise
         # From here on the new one is complete: should the next calls fail, `lock` finishes the work.
         if folder.name in taken:
+            self._files.sync_folder(self.folder)  # the new one has a durable name before the old one loses its own
             self._set_aside(folder.name, f"{folder} is damaged, or holds another state")
         self._files.rename(unfinished, folder)
         self._files.sync_folder(self.folder)
@@ -256,11 +258,11 @@ class Store:
         except CheckpointError:
             complete = False
         if complete:
+            sync_files(self._files, unfinished)
             self._files.rename(unfinished, folder)
             _log.warning("%s had been written completely when its process ended; it is kept", folder)
         else:
             remove_folder(self._files, unfinished)
-        self._files.sync_folder(self.folder)
 
 
 def verify(path: Path | str, *, files: FileSystem = OS) -> Manifest:

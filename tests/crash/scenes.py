@@ -96,6 +96,7 @@ class Scene:
         kept: the values of the checkpoints completed before; none may be lost, though it may be moved aside.
         during: the right answers of ``newest`` while ``act`` has not returned.
         after: the right answer once it has.
+        below: the root of the run, within the prepared folder.
     """
 
     name: str
@@ -104,41 +105,48 @@ class Scene:
     kept: frozenset[float]
     during: frozenset[float | None]
     after: float | None
+    below: str = ""
 
     def __str__(self) -> str:
         return self.name
 
-    def check(self, root: Path, *, returned: bool) -> None:
-        """The law: what a process that starts now finds, in a root that ``act`` was interrupted in or has left.
+    def right(self, *, returned: bool) -> frozenset[float | None]:
+        """The right answers of ``newest``, by whether ``act`` has returned."""
+        return frozenset({self.after}) if returned else self.during
+
+    def check(
+        self, folder: Path, right: frozenset[float | None], kept: frozenset[float | None] = frozenset()
+    ) -> None:
+        """The law: what a process that starts now finds, in a folder that ``act`` was interrupted in or has left.
+
+        Args:
+            folder: was prepared, and changed since.
+            right: the right answers of ``newest``.
+            kept: other values that may not be lost.
 
         Raises:
-            Finding: it is not what it must be.
+            Finding: one is wrong, a checkpoint is gone, or the next save does not work.
         """
         try:
-            store = open_store(root)
+            store = open_store(folder / self.below)
             with store.lock():
-                self._check_found(store, returned)
+                self._check_found(store, right, kept)
                 save(store, NEXT)
                 if newest_value(store) != NEXT:
                     raise Finding(Outcome.LOST, "the next save is not the newest")
         except CheckpointError as error:
             raise Finding(Outcome.LOST, f"the next start fails: {error}") from error
 
-    def _check_found(self, store: Store, returned: bool) -> None:
+    def _check_found(self, store: Store, right: frozenset[float | None], kept: frozenset[float | None]) -> None:
         litter = [name for name in os.listdir(store.folder) if name.startswith(".")]
         if litter:
             raise Finding(Outcome.UNCLEAR, f"litter is left: {litter}")
         found = newest_value(store)
-        right = {self.after} if returned else self.during
         if found not in right:
             raise Finding(Outcome.LOST, f"the newest is {found}, and must be one of {set(right)}")
-        lost = (self.kept | {found} - {None}) - holdings(store)
+        lost = (self.kept | kept | {found}) - {None} - holdings(store)
         if lost:
             raise Finding(Outcome.LOST, f"gone without a trace: {sorted(lost)}")
-
-
-def _nothing(root: Path) -> None:
-    root.mkdir()
 
 
 def _empty(root: Path) -> None:
@@ -208,9 +216,9 @@ def _in_store(work: Callable[[Store], object]) -> Callable[[Path, Intercepted], 
     return act
 
 
-def _open(root: Path, files: Intercepted) -> None:
+def _begin(folder: Path, files: Intercepted) -> None:
     with files.armed():
-        open_store(root / "deep" / "below", files)
+        save(open_store(folder / _BELOW, files), 3)
 
 
 def _load(store: Store) -> None:
@@ -223,9 +231,10 @@ def _go_back(store: Store) -> None:
 
 
 _saving = _in_store(lambda store: save(store, 3))
+_BELOW = "new/root"
 _TWO = frozenset({1.0, 2.0})
 SCENES = [
-    Scene("open a root", _nothing, _open, frozenset(), frozenset({None}), None),
+    Scene("save in a new root", Path.mkdir, _begin, frozenset(), frozenset({None, 3.0}), 3.0, below=_BELOW),
     Scene("first save", _empty, _saving, frozenset(), frozenset({None, 3.0}), 3.0),
     Scene("later save", _two, _saving, _TWO, frozenset({2.0, 3.0}), 3.0),
     Scene("save what is there", _two, _in_store(lambda store: save(store, 2)), _TWO, frozenset({2.0}), 2.0),

@@ -44,7 +44,7 @@ class Fixed:
             files = Faulty(n, fault)
             returned = strike(self.scene, root, files, fault)
             trial.outcome = Outcome.UNHARMED if returned else Outcome.RECOVERED
-            self.scene.check(root, returned=returned)
+            self.scene.check(root, self.scene.right(returned=returned))
         shutil.rmtree(root)
 
 
