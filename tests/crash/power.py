@@ -20,6 +20,7 @@ is atomic, and a sync that returns without error has synced.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -72,6 +73,15 @@ class Sync(NamedTuple):
 Operation: TypeAlias = Name | Move | Data | Sync
 
 
+@dataclasses.dataclass
+class _Handle:
+    """An open file."""
+
+    path: Path
+    number: int
+    position: int = 0
+
+
 class Disk(Intercepted):
     """The folder ``top`` with a log; what is in it at the start is durable.
 
@@ -86,19 +96,22 @@ class Disk(Intercepted):
         unknown = set(CALLS) - _READING - _LOGGED
         assert not unknown, f"say in {Path(__file__).name} what a power cut may leave of {sorted(unknown)}"
         self.log: list[Operation] = []
-        self.syncs = self.changes = 0
+        self.synced: list[Path] = []  # what was synced while armed, the forgotten one included
+        self.changes = 0
         self._top, self._without, self._kill_at = top, without, kill_at
         self._mutex = threading.RLock()
         self._numbers = itertools.count()
         self._folders: dict[int, dict[str, int]] = {}  # what each folder holds, by number
-        self._handles: dict[int, list[int]] = {}  # number and position of each open file
+        self._handles: dict[int, _Handle] = {}
         self.base: dict[int, bytes | dict[str, int]] = {}
         self.stale: dict[str, bytes] = {}  # blocks that were never written hold an older file of the same name
         self.root = self._scan(top)
 
-    def revive(self) -> None:
-        """Go on as another process on the same machine: the kill is over, the log goes on."""
-        self._kill_at = None
+    def revive(self, without: int | None = None) -> None:
+        """Go on as another process on the same machine: the kill is over, the log goes on, the counts start anew."""
+        self._kill_at, self._without = None, without
+        self._handles.clear()
+        self.synced.clear()
 
     def call(self, name: str, effect: Callable[..., Any], *args: Any) -> Any:
         if name in _READING:
@@ -146,10 +159,10 @@ class Disk(Intercepted):
         number = next(self._numbers)
         self.base[number] = b""
         self._set(path, number)
-        self._handles[handle] = [number, 0]
+        self._handles[handle] = _Handle(path, number)
 
     def _open(self, handle: int, path: Path) -> None:
-        self._handles[handle] = [self._find(path), 0]
+        self._handles[handle] = _Handle(path, self._find(path))
 
     def _remove(self, _: None, path: Path) -> None:
         self._set(path, None)
@@ -164,25 +177,25 @@ class Disk(Intercepted):
         self.log.append(Move(before, source.name, after, target.name, number))
 
     def _write(self, count: int, handle: int, data: memoryview) -> None:
-        number, position = self._handles[handle]
-        self._handles[handle][1] += count
-        self.log.append(Data(number, position, bytes(data[:count])))
+        file = self._handles[handle]
+        self.log.append(Data(file.number, file.position, bytes(data[:count])))
+        file.position += count
 
     def _close(self, _: None, handle: int) -> None:
-        self._handles.pop(handle, None)
+        del self._handles[handle]
 
     def _sync(self, _: None, handle: int) -> None:
-        if handle in self._handles:  # else the file lies outside of the top, or was opened before
-            self._synced(self._handles[handle][0])
+        file = self._handles[handle]
+        self._forget_or_log(file.path, file.number)
 
     def _sync_folder(self, _: None, path: Path) -> None:
         if path.is_relative_to(self._top):
-            self._synced(self._find(path))
+            self._forget_or_log(path, self._find(path))
 
-    def _synced(self, number: int) -> None:
+    def _forget_or_log(self, path: Path, number: int) -> None:
         if self.is_armed:
-            self.syncs += 1
-            if self.syncs - 1 == self._without:
+            self.synced.append(path)
+            if len(self.synced) - 1 == self._without:
                 return
         self.log.append(Sync(number))
 
