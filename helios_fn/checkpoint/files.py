@@ -237,9 +237,10 @@ def sync_files(files: FileSystem, folder: Path) -> None:
 
 
 def remove_folder(files: FileSystem, path: Path) -> None:
-    """Remove a folder and the files in it, or whatever else bears the name."""
+    """Remove a folder and the files in it, or whatever else bears the name, if anything does."""
     if not files.is_folder(path):
-        files.remove(path)
+        with contextlib.suppress(FileNotFoundError):
+            files.remove(path)
         return
     for name in files.listdir(path):
         files.remove(path / name)

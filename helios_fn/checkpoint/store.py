@@ -278,7 +278,7 @@ def verify(path: Path | str, *, files: FileSystem = OS) -> Manifest:
 
 def _probe(files: FileSystem, folder: Path) -> None:
     """Find out now, not at the first save, whether files can be written."""
-    path = folder / f".probe-{os.getpid()}"
+    path = folder / f"{UNFINISHED}probe-{os.getpid()}"  # should this process be killed here, `lock` removes it
     if path.name in files.listdir(folder):  # left by a killed process of the same number
         files.remove(path)
     handle = files.create(path)
@@ -286,4 +286,5 @@ def _probe(files: FileSystem, folder: Path) -> None:
         files.sync(handle)
     finally:
         files.close(handle)
-        files.remove(path)
+        with contextlib.suppress(FileNotFoundError):  # another process has just cleaned up
+            files.remove(path)

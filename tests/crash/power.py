@@ -8,8 +8,8 @@ after the power fails at a point of the log. The rules, from the weakest that a 
 - Of names that were set, removed or renamed since, any subset may be durable, in no order. One rename
   is atomic, also between two folders; ``fsync`` of either folder makes it durable.
 - Of bytes written since, each block is durable on its own: new, old, torn in the middle, or (where a
-  file grew) stale: noise, or the same block of an older file of the same name. The length is durable on its own too: any number of blocks,
-  or a cut in the middle of one.
+  file grew) stale: noise, or the same block of an older file of the same name. The length is durable on
+  its own too: any number of blocks, or a cut in the middle of one.
 - What was durable stays so.
 
 These are the "abstract persistence models" of Pillai et al., "All File Systems Are Not Created Equal"
@@ -266,7 +266,8 @@ class _Files:
                     current = current.ljust(start, b"\0")[:start] + operation.data + current[end:]
                 if at == self._last_sync.get(number):
                     durable = current
-            self._known[number] = list(dict.fromkeys(_contents(durable, current, self._block, self._disk.stale.get(name, b""))))
+            stale = self._disk.stale.get(name, b"")
+            self._known[number] = list(dict.fromkeys(_contents(durable, current, self._block, stale)))
         return self._known[number]
 
 

@@ -114,9 +114,7 @@ class Scene:
         """The right answers of ``newest``, by whether ``act`` has returned."""
         return frozenset({self.after}) if returned else self.during
 
-    def check(
-        self, folder: Path, right: frozenset[float | None], kept: frozenset[float | None] = frozenset()
-    ) -> None:
+    def check(self, folder: Path, right: frozenset[float | None], kept: frozenset[float | None] = frozenset()) -> None:
         """The law: what a process that starts now finds, in a folder that ``act`` was interrupted in or has left.
 
         Args:

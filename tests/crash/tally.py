@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from typing import Self
 
 
 class Outcome(enum.Enum):
@@ -63,7 +64,7 @@ class Trial:
         self.kind = kind
         self.outcome = outcome
 
-    def __enter__(self) -> Trial:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:

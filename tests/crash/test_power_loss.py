@@ -72,7 +72,7 @@ def test_a_power_cut_that_tears_small_blocks_loses_nothing(scene: Scene, memory:
     check_power_cuts(scene, memory, FINE)
 
 
-def check_power_cuts_after_a_kill(machine: Machine, kill_at: int, block: int, without: int | None = None) -> bool:
+def check_power_cuts_after_a_kill(machine: Machine, kill_at: int, without: int | None) -> bool:
     """One process is killed, the next recovers, goes on and saves, then the power fails.
 
     Returns:
@@ -91,21 +91,25 @@ def check_power_cuts_after_a_kill(machine: Machine, kill_at: int, block: int, wi
         lock = store.lock()
     with lock:
         found = frozenset({newest_value(store)})
-        for tree in states(disk, len(disk.log), block):
+        for tree in states(disk, len(disk.log), COARSE):
             machine.check(tree, "kill, recovery, power cut", found, found)
         save(store, 49)
-        for tree in states(disk, len(disk.log), block):
+        for tree in states(disk, len(disk.log), COARSE):
             machine.check(tree, "kill, recovery, power cut", frozenset({49.0}), found)
     return True
+
+
+def check_power_cuts_after_kills(machine: Machine, without: int | None = None) -> None:
+    """Kill the first process after each of its changes."""
+    for kill_at in itertools.count(0):
+        if not check_power_cuts_after_a_kill(machine, kill_at, without):
+            break
 
 
 @pytest.mark.parametrize("scene", WRITING, ids=str)
 def test_what_a_process_finds_after_a_kill_survives_a_power_cut(scene: Scene, memory: Path) -> None:
     """What the killed process had not synced is in memory only: who recovers it has to sync it."""
-    machine = Machine(scene, memory)
-    for kill_at in itertools.count(0):
-        if not check_power_cuts_after_a_kill(machine, kill_at, COARSE):
-            break
+    check_power_cuts_after_kills(Machine(scene, memory))
 
 
 def turns_red(scene: Scene, memory: Path, without: int) -> bool:
@@ -136,7 +140,7 @@ def test_a_save_needs_each_of_its_syncs(scene: Scene, memory: Path) -> None:
 
     A root also syncs what a killed process may have left, and tries whether it can; a fresh one needs neither.
     """
-    needless = [path for path in synced(scene, memory) if path == Path() or path.name.startswith(".probe")]
+    needless = [path for path in synced(scene, memory) if path == Path() or "probe" in path.name]
     for number, path in enumerate(synced(scene, memory)):
         if path not in needless:
             assert turns_red(scene, memory, number), f"nobody would miss the sync of {path}"
@@ -156,8 +160,5 @@ def test_a_recovery_needs_its_syncs(memory: Path) -> None:
     needed = [number for number, path in enumerate(paths) if path.name not in ("state.json", "tensors.safetensors")]
     assert len(needed) == 3, "the manifest, the folder, its name"
     for without in needed:
-        machine = Machine(BY_NAME["later save"], memory, counted=False)
         with pytest.raises(Finding):
-            for kill_at in itertools.count(0):
-                if not check_power_cuts_after_a_kill(machine, kill_at, COARSE, without):
-                    break
+            check_power_cuts_after_kills(Machine(BY_NAME["later save"], memory, counted=False), without)
