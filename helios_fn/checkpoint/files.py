@@ -17,7 +17,7 @@ CHUNK = 8 << 20
 
 # Errors that tell of the file itself. Others (no permission, a network that fails) may be gone at the
 # next try, and are no reason to give up a checkpoint.
-_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL}
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV}
 # Errors that tell that a folder cannot have been changed by us.
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -49,7 +50,7 @@ class Store:
 
     def __init__(self, root: Path, name: str, *, files: FileSystem = OS) -> None:
         check_name("name", name)
-        self.root = Path(root).resolve()
+        self.root = _resolved(Path(root))
         self.folder = self.root / "checkpoints"
         self.name = name
         self._files = files
@@ -98,7 +99,7 @@ class Store:
         Raises:
             CheckpointError: there is none, or it is damaged; the message names the file.
         """
-        folder = Path(path).resolve()
+        folder = _resolved(Path(path))
         return Checkpoint(folder, verify(folder, files=self._files))
 
     def save(
@@ -274,6 +275,19 @@ def verify(path: Path | str, *, files: FileSystem = OS) -> Manifest:
     """
     with disk_errors(f"read {path}"):
         return format.verify(Path(path), files=files)
+
+
+def _resolved(path: Path) -> Path:
+    """The absolute path, links resolved.
+
+    Raises:
+        CheckpointError: links lead in a circle.
+    """
+    with disk_errors(f"find {path}"):
+        try:
+            return path.resolve()
+        except RuntimeError as error:  # how Python 3.11 and 3.12 call it
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
 
 
 def _probe(files: FileSystem, folder: Path) -> None:
