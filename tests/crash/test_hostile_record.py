@@ -84,16 +84,17 @@ def check(memory: Path, change: Callable[[dict[str, Any]], None]) -> None:
             if len(str(error)) > 4000:
                 raise Finding(Outcome.UNCLEAR, f"an error of {len(str(error))} characters") from None
             trial.outcome = Outcome.REJECTED
-        strays = [path for path in memory.rglob("*") if root in path.parents and not at_home(path, root)]
-        strays += [
-            path for path in memory.rglob("*") if path != root and path not in root.parents and root not in path.parents
-        ]
+        strays = [path for path in memory.rglob("*") if not is_at_home(path, root)]
         if strays:
             raise Finding(Outcome.UNCLEAR, f"written where it does not belong: {strays}")
 
 
-def at_home(path: Path, root: Path) -> bool:
-    return HOME.fullmatch(str(path.relative_to(root))) is not None
+def is_at_home(path: Path, root: Path) -> bool:
+    """Whether a run may have made a path; logs lie in a folder of their own."""
+    if not path.is_relative_to(root):
+        return path in root.parents
+    home = path == root or HOME.fullmatch(str(path.relative_to(root))) is not None
+    return home and (path.parent != root / "logs" or path.is_dir())
 
 
 @pytest.fixture(autouse=True)
