@@ -29,6 +29,9 @@ class Tell(hf.Observer):
     def on_iteration(self, state: hf.TrainState) -> None:
         self.pipe.send(("iteration", state.counters.iteration))
 
+    def on_validation(self, state: hf.TrainState) -> None:
+        self.pipe.send(("validated", state.counters.iteration))
+
     def on_checkpoint(self, path: Path, state: hf.TrainState) -> None:
         self.pipe.send(("saved", state.counters.iteration))
 

@@ -7,6 +7,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ CONTEXT.set_forkserver_preload(["tests.crash.child", "torch._dynamo"])
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """SIGKILL ``delay`` seconds after the process has reported ``iteration``.
+    """SIGKILL ``delay`` seconds after the process has reported ``iteration``, or that it is ``"validated"``.
 
     With ``later`` the iteration counts from where the process starts.
     """
@@ -31,6 +32,7 @@ class Kill:
     delay: float
     workers: int = 0
     later: bool = False
+    event: str = "iteration"
 
 
 @dataclasses.dataclass
@@ -42,7 +44,7 @@ class Leg:
         saved: the last iteration reported as saved, -1 if none.
         last: its last message.
         killed: whether it was killed.
-        times: when each iteration was reported, and when its save was.
+        times: when each validation was reported, and when the save after it was.
     """
 
     start: int = -1
@@ -54,7 +56,7 @@ class Leg:
     def hear(self, message: tuple[str, Any]) -> None:
         self.last = message
         kind, value = message
-        if kind in ("start", "iteration", "saved"):
+        if kind in ("validated", "saved"):
             self.times[kind, value] = time.perf_counter()
         if kind == "start":
             self.start = value
@@ -62,12 +64,13 @@ class Leg:
             self.saved = max(self.saved, value)
 
     def is_due(self, kill: Kill) -> bool:
-        return self.last == ("iteration", kill.iteration + (max(self.start, 0) if kill.later else 0))
+        return self.last == (kill.event, kill.iteration + (max(self.start, 0) if kill.later else 0))
 
     def save_window(self) -> float:
-        """The longest time from the report of an iteration to the report of its save, in seconds."""
-        ends = [(when, self.times.get(("iteration", at))) for (kind, at), when in self.times.items() if kind == "saved"]
-        return max(end - begin for end, begin in ends if begin is not None)
+        """The median time from the end of a validation, which a save follows, to the report of the save, in seconds."""
+        begun = {at: when for (kind, at), when in self.times.items() if kind == "validated"}
+        done = {at: when for (kind, at), when in self.times.items() if kind == "saved"}
+        return statistics.median(done[at] - begun[at] for at in begun.keys() & done.keys())
 
 
 class Process:
