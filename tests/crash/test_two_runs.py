@@ -19,10 +19,10 @@ CASE = save_heavy("iteration", 6)
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[Process]:
-    """A run with workers, stopped in the middle."""
+    """A run with workers, stopped as soon as it has saved something that it trained."""
     process = Process(CASE, tmp_path / "root", 2, ambient=1)
     for message in process.messages():
-        if message == ("iteration", 2):
+        if message == ("saved", 1):
             os.kill(process.pid, signal.SIGSTOP)
             break
     yield process
