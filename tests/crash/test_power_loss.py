@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from .disk import Disk
 from .intercept import Killed
-from .power import Disk, Tree, frozen, states, write_tree
+from .power import Tree, frozen, states, write_tree
 from .scenes import BY_NAME, SCENES, Scene, newest_value, open_store, save
 from .tally import Finding, Trial
 
