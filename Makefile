@@ -36,7 +36,7 @@ test: $(READY) ## lint, types and all tests (under ten minutes on two cores)
 laws: $(READY) ## only the laws
 	$(BIN)/python -m pytest tests/laws
 
-soak: $(READY) ## the laws with many more examples
+soak: $(READY) ## the laws with many more examples, every fault against checkpoints; prints a table of faults (an hour)
 	HELIOS_FN_PROFILE=nightly $(BIN)/python -m pytest -m "soak or not soak" tests/laws tests/crash tests/unit
 
 mutants: $(READY) ## plant faults one at a time and show that the suite catches every one

@@ -14,8 +14,9 @@ MAX_DEPTH = 256
 MAX_NUMBER_LENGTH = 1000
 
 # Strings are matched whole, so that brackets inside of them do not count; the optional closing quote
-# keeps the match linear for a string that never ends.
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+# keeps the match linear for a string that never ends. The possessive quantifiers give nothing back: without
+# them the matcher remembers each character of a long string, in a hundred times its memory.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 _BLOCK = 1 << 16
 _STEPS = np.zeros(256, np.int8)

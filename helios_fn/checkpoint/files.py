@@ -23,7 +23,9 @@ _FLUSH = 32 << 20
 
 # Errors that tell of the file itself. Others (no permission, a network that fails) may be gone at the
 # next try, and are no reason to give up a checkpoint.
-_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL}
+_DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV}
+# Errors that tell that a folder cannot have been changed by us.
+_NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class FileSystem:
@@ -223,6 +225,12 @@ def read_exactly(files: FileSystem, handle: int, into: memoryview, path: Path) -
 def make_folders(files: FileSystem, path: Path) -> None:
     """Make a folder and its parents durably; one that exists is left as it is."""
     if path.is_dir():  # a root may well be reached through a link
+        # A process that was killed may have made it last, and not have come to this.
+        try:
+            files.sync_folder(path.parent)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
         return
     make_folders(files, path.parent)
     with contextlib.suppress(FileExistsError):
@@ -230,10 +238,19 @@ def make_folders(files: FileSystem, path: Path) -> None:
     files.sync_folder(path.parent)
 
 
+def sync_files(files: FileSystem, folder: Path) -> None:
+    """Make durable what another process has written into a folder, which may still be in memory only."""
+    for name in files.listdir(folder):
+        with open_file(files, folder / name) as handle:
+            files.sync(handle)
+    files.sync_folder(folder)
+
+
 def remove_folder(files: FileSystem, path: Path) -> None:
-    """Remove a folder and the files in it, or whatever else bears the name."""
+    """Remove a folder and the files in it, or whatever else bears the name, if anything does."""
     if not files.is_folder(path):
-        files.remove(path)
+        with contextlib.suppress(FileNotFoundError):
+            files.remove(path)
         return
     for name in files.listdir(path):
         files.remove(path / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -61,7 +62,7 @@ class Store:
 
     def __init__(self, root: Path, name: str, *, files: FileSystem = OS) -> None:
         check_name("name", name)
-        self.root = Path(root).resolve()
+        self.root = _resolved(Path(root))
         self.folder = self.root / "checkpoints"
         self.name = name
         self._files = files
@@ -113,7 +114,7 @@ class Store:
         Raises:
             CheckpointError: there is none, or it is damaged; the message names the file.
         """
-        folder = Path(path).resolve()
+        folder = _resolved(Path(path))
         return Checkpoint(folder, verify(folder, files=self._files))
 
     def save(
@@ -252,7 +253,8 @@ class Store:
         """Keep other processes, and other stores in this one, out of the root until the lock is released.
 
         Then finish what a killed process left: a checkpoint that it had written completely becomes
-        one, an incomplete one is removed, and so is one that was being removed.
+        one, an incomplete one is removed, and so is one that was being removed. What is found from then on is
+        durable.
 
         Raises:
             RootLocked: somebody else holds the lock; the message says who.
@@ -295,6 +297,7 @@ class Store:
             raise
         # From here on the new one is complete: should the next calls fail, `lock` finishes the work.
         if folder.name in taken:
+            self._files.sync_folder(self.folder)  # the new one has a durable name before the old one loses its own
             self._set_aside(folder.name, f"{folder} is damaged, or holds another state")
         self._files.rename(unfinished, folder)
         self._files.sync_folder(self.folder)
@@ -326,9 +329,22 @@ def verify(path: Path | str, *, files: FileSystem = OS) -> Manifest:
         return format.verify(Path(path), files=files)
 
 
+def _resolved(path: Path) -> Path:
+    """The absolute path, links resolved.
+
+    Raises:
+        CheckpointError: links lead in a circle.
+    """
+    with disk_errors(f"find {path}"):
+        try:
+            return path.resolve()
+        except RuntimeError as error:  # how Python 3.11 and 3.12 call it
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
+
+
 def _probe(files: FileSystem, folder: Path) -> None:
     """Find out now, not at the first save, whether files can be written."""
-    path = folder / f".probe-{os.getpid()}"
+    path = folder / f"{UNFINISHED}probe-{os.getpid()}"  # should this process be killed here, `lock` removes it
     if path.name in files.listdir(folder):  # left by a killed process of the same number
         files.remove(path)
     handle = files.create(path)
@@ -336,4 +352,5 @@ def _probe(files: FileSystem, folder: Path) -> None:
         files.sync(handle)
     finally:
         files.close(handle)
-        files.remove(path)
+        with contextlib.suppress(FileNotFoundError):  # another process has just cleaned up
+            files.remove(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -19,6 +20,7 @@ from .record import check_resumable
 from .rows import fetch
 
 _LOGGER = logging.getLogger("helios_fn")
+_LOG_DIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # what `log_name` makes; anything else could lead elsewhere
 
 
 class Start(NamedTuple):
@@ -227,7 +229,7 @@ class RunFolder:
 
     def _old_log_dir(self, chosen: Checkpoint) -> Path | None:
         name = chosen.record.get("log_dir")
-        if not isinstance(name, str) or self._root is None or Path(name).name != name:
+        if not isinstance(name, str) or self._root is None or not _LOG_DIR.fullmatch(name):
             return self._new_log_dir()
         self._log_dir = self._root / "logs" / name
         return self._log_dir

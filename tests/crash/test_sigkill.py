@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import multiprocessing
-import os
-import signal
-import time
+import random
 from pathlib import Path
 
 import pytest
@@ -15,72 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import helios_fn as hf
+from helios_fn.checkpoint import Store, verify
+from helios_fn.errors import CheckpointError
 
 from ..jobs import Case
 from ..strategies import cases, examples
-from . import child
-
-# Children fork from a server that has imported once what takes seconds, and never computed anything.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.crash.child", "torch._dynamo"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Kill:
-    """SIGKILL ``delay`` seconds after the process has reported ``iteration``."""
-
-    iteration: int
-    delay: float
-    workers: int = 0
-
-
-def leg(case: Case, root: Path, workers: int, ambient: int, kill: Kill | None):
-    """One process: killed as told, or run to its end; gives its last message."""
-    parent, other = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=child.train, args=(case, str(root), workers, ambient, other))
-    process.start()
-    other.close()
-    message = None
-    try:
-        while True:
-            message = parent.recv()
-            if kill is not None and message == kill.iteration:
-                time.sleep(kill.delay)
-                process.kill()
-                wait_for_death(process.pid)
-                _orphans.append(process.pid)
-                return None
-    except EOFError:
-        pass
-    process.join(60)
-    if kill is None:
-        assert process.exitcode == 0, "the child failed: its traceback is above"
-    return message
-
-
-_orphans: list[int] = []  # process groups of the killed, which may still have loader workers
-
-
-def end_orphans() -> None:
-    while _orphans:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(_orphans.pop(), signal.SIGKILL)
-
-
-def wait_for_death(pid: int) -> None:
-    """Wait until a process is gone. Joining it would wait for its loader workers too: they outlive it by seconds,
-    and the next process must not mind."""
-    with contextlib.suppress(ProcessLookupError):
-        while True:
-            os.kill(pid, 0)
-            time.sleep(0.001)
+from .processes import Kill, Leg, end_orphans, leg
+from .tally import Finding, Outcome, Trial
 
 
 def outcome(case: Case, root: Path, kills: list[Kill], last_workers: int = 0):
     try:
         for number, kill in enumerate(kills):
             leg(case, root, kill.workers, ambient=number + 1, kill=kill)
-        return leg(case, root, last_workers, ambient=99, kill=None)
+        return leg(case, root, last_workers, ambient=99, kill=None).last
     finally:
         end_orphans()
 
@@ -100,12 +43,11 @@ def test_killed_processes_end_in_the_bits_of_one_left_alone(tmp_path_factory, ca
     assert killed == alone
 
 
-@pytest.mark.parametrize("unit", ["iteration", "epoch"])
-def test_killed_while_saving_at_every_iteration(tmp_path, unit):
-    """A save-heavy run killed in or right after each of its saves, again and again, still ends right."""
-    case = Case(
+def save_heavy(unit: str, total: int) -> Case:
+    """Everything that could break a law, and a checkpoint after each iteration."""
+    return Case(
         unit=unit,
-        total=8 if unit == "iteration" else 2,
+        total=total,
         samples=12,
         augment="torch",
         dropout=True,
@@ -114,8 +56,76 @@ def test_killed_while_saving_at_every_iteration(tmp_path, unit):
         schedule=True,
         checkpoint_every=hf.Every(1, "iteration"),
         validate_every=hf.Every(1, "iteration"),
-        early_stop=50,
+        early_stop=1000,
     )
-    alone = outcome(case, tmp_path / "alone", [])
-    kills = [Kill(iteration, 0.0005 * iteration) for iteration in range(1, 7)]
-    assert outcome(case, tmp_path / "killed", kills) == alone
+
+
+class Chain:
+    """A save-heavy run with workers, killed again and again, against the same run left alone."""
+
+    def __init__(self, folder: Path, unit: str, total: int, seed: int) -> None:
+        self.case = save_heavy(unit, total)
+        self._folder = folder
+        self._random = random.Random(seed)
+        alone = leg(self.case, folder / "alone", 2, ambient=99, kill=None)
+        self._right, self._window = alone.last, alone.save_window()
+
+    def run(self, name: str, kills: int) -> int:
+        """Kill until the run has come to its end, at most ``kills`` times; returns how often."""
+        root, before = self._folder / name, -1
+        for number in range(kills):
+            try:
+                with Trial("SIGKILL between saves") as trial:
+                    found = leg(self.case, root, 2, ambient=number, kill=self._kill())
+                    if not found.killed:
+                        trial.outcome = Outcome.UNHARMED
+                    elif self._check_root(root, found, before):
+                        trial.kind = "SIGKILL inside a save"
+            finally:
+                end_orphans()
+            if not found.killed:
+                self._check_end(found)
+                return number
+            before = max(before, found.saved, found.start)
+        self._check_end(leg(self.case, root, 2, ambient=99, kill=None))
+        return kills
+
+    def _kill(self) -> Kill:
+        """Half of the instants lie inside a save, whose length was measured; the others anywhere."""
+        event, width = self._random.choice([("validated", self._window), ("iteration", 5 * self._window)])
+        return Kill(self._random.randint(1, 3), self._random.uniform(0, width), later=True, event=event)
+
+    def _check_root(self, root: Path, found: Leg, before: int) -> bool:
+        """All that bears a name is sound and nothing completed is gone; says whether a save was cut off."""
+        store = Store(root, "run")
+        for entry in store.entries():
+            try:
+                verify(entry.path)
+            except CheckpointError as error:
+                raise Finding(Outcome.CORRUPT, str(error)) from error
+        if store.damaged():
+            raise Finding(Outcome.CORRUPT, str(store.damaged()))
+        newest = max((entry.iteration for entry in store.entries()), default=-1)
+        if newest < max(before, found.saved) or (found.start >= 0 and found.start < before):
+            raise Finding(Outcome.LOST, f"{newest} is the newest, started from {found.start}, saved were {before}")
+        return any(path.name.startswith(".writing") for path in store.folder.iterdir())
+
+    def _check_end(self, found: Leg) -> None:
+        if found.last != self._right:
+            raise Finding(Outcome.CORRUPT, "the run does not end in the bits of the one left alone")
+
+
+@pytest.mark.parametrize("unit", ["iteration", "epoch"])
+def test_ten_kills_of_a_run_that_saves_all_the_time(tmp_path: Path, unit: str) -> None:
+    """Half of them inside of a save: nothing that was saved is lost, and the run ends in the same bits."""
+    chain = Chain(tmp_path, unit, total=12 if unit == "iteration" else 3, seed=1)
+    assert chain.run("killed", 5) == 5
+
+
+@pytest.mark.soak
+def test_a_thousand_kills_of_a_run_that_saves_all_the_time(tmp_path: Path) -> None:
+    """The same, until a thousand are dead."""
+    chain, killed, number = Chain(tmp_path, "iteration", 30, seed=2), 0, 0
+    while killed < 1000:
+        killed += chain.run(f"killed-{number}", 1000 - killed)
+        number += 1

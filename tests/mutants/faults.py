@@ -27,7 +27,9 @@ def loaded(changes: str) -> str:
     )
 
 
+POWER = ("tests/crash/test_power_loss.py",)
 FOLDER = "helios_fn/driver/folder.py"
+STORE = "helios_fn/checkpoint/store.py"
 LOOP = "helios_fn/driver/loop.py"
 SCHEDULE = "helios_fn/schedule.py"
 
@@ -257,5 +259,35 @@ FAULTS = [
         "    return state.replace(metrics=stepped.metrics)\n",
         "    return state.replace(metrics=stepped.metrics, opt_state=stepped.opt_state)\n",
         ("tests/unit/test_driver.py",),
+    ),
+    Fault(
+        "recovered_checkpoint_stays_in_memory", STORE,
+        "            sync_files(self._files, unfinished)\n",
+        "",
+        POWER,
+    ),
+    Fault(
+        "old_checkpoint_moved_before_the_new_one_has_a_durable_name", STORE,
+        "            self._files.sync_folder(self.folder)  # the new one",
+        "            # the new one",
+        POWER,
+    ),
+    Fault(
+        "names_found_by_the_next_process_are_not_durable", STORE,
+        "                self._files.sync_folder(self.folder)\n        except BaseException:\n",
+        "        except BaseException:\n",
+        POWER,
+    ),
+    Fault(
+        "folder_of_a_killed_start_is_not_durable", "helios_fn/checkpoint/files.py",
+        "        try:\n            files.sync_folder(path.parent)\n",
+        "        try:\n            pass\n",
+        POWER,
+    ),
+    Fault(
+        "log_folder_named_by_whoever_wrote_the_checkpoint", FOLDER,
+        "or not _LOG_DIR.fullmatch(name):",
+        "or Path(name).name != name:",
+        ("tests/crash/test_hostile_record.py",),
     ),
 ]  # fmt: skip

@@ -158,14 +158,17 @@ def test_a_root_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> No
     calls = Faulty(math.inf, Killed)
     make(tmp_path / "counted", calls)
     for n in range(1, calls.calls + 1):
-        with pytest.raises(CheckpointError, match=r"Read-only.*\(EROFS\)"):
-            make(tmp_path / f"{n}", Faulty(n, lambda: OSError(errno.EROFS, "Read-only file system")))
+        with pytest.raises(CheckpointError, match=r"No space.*\(ENOSPC\)"):
+            make(tmp_path / f"{n}", Faulty(n, lambda: OSError(errno.ENOSPC, "No space left on device")))
 
 
 def test_a_probe_left_by_a_killed_process_does_no_harm(tmp_path: Path) -> None:
-    """In a container the next process has the same number."""
+    """In a container the next process has the same number; those of other numbers go with the lock."""
     store = make(tmp_path)
-    (store.folder / f".probe-{os.getpid()}").touch()
+    (store.folder / ".writing-probe-1").touch()
+    with store.lock():
+        assert os.listdir(store.folder) == []
+    (store.folder / f".writing-probe-{os.getpid()}").touch()
     make(tmp_path)
     assert os.listdir(store.folder) == []
 
@@ -240,105 +243,6 @@ def test_paths_agree_where_the_root_is_reached_through_a_link(tmp_path: Path) ->
     store = make(tmp_path / "link")
     path = save(store, 1)
     assert store.at(tmp_path / "link" / "checkpoints" / path.name).path.parent == store.folder == path.parent
-
-
-def _saving(store: Store) -> None:
-    save(store, 2)
-
-
-def _replacing(store: Store) -> None:
-    save(store, 1, value=7.0, record={})
-
-
-def _choosing(store: Store) -> None:
-    store.newest()
-
-
-def _going_back(store: Store) -> None:
-    store.supersede(store.at(store.folder / "run_epoch_0_iter_0"))
-
-
-def _locking(store: Store) -> None:
-    store.lock().release()
-
-
-# What is done, and the values of the newest checkpoint that are right afterwards, done or not.
-ACTIONS = {
-    _saving: {1.0, 2.0},
-    _replacing: {1.0, 7.0},
-    _choosing: {1.0},
-    _going_back: {0.0, 1.0},
-    _locking: {1.0},
-}
-
-
-def prepare(root: Path, action: Callable[[Store], None]) -> None:
-    store = make(root)
-    save(store, 0)
-    path = save(store, 1)
-    if action is _choosing:
-        (save(store, 3) / "state.json").write_bytes(b"")
-        (save(store, 4) / "manifest.json").write_bytes(b"")
-    if action is _locking:
-        unfinished = store.folder / f".writing-{path.name}"
-        path.rename(unfinished)
-        (store.folder / ".writing-other_epoch_0_iter_1").mkdir()
-
-
-def count_calls(root: Path, action: Callable[[Store], None]) -> tuple[int, int]:
-    """The calls made when opening the root, and up to the end of the action."""
-    prepare(root, action)
-    files = Faulty(math.inf, Killed)
-    store = make(root, files)
-    opened = files.calls
-    action(store)
-    return opened, files.calls
-
-
-def attempt(action: Callable[[Store], None], store: Store) -> CheckpointError | None:
-    try:
-        action(store)
-    except CheckpointError as error:
-        return error
-    return None
-
-
-def check_recovered(root: Path, action: Callable[[Store], None]) -> None:
-    """The next start finds the state before or after the action, no litter, and can do it again."""
-    store = make(root)
-    with store.lock():
-        assert newest_value(store) in ACTIONS[action]
-        assert not [name for name in os.listdir(store.folder) if name.startswith(".")]
-    action(store)
-    assert newest_value(store) in ACTIONS[action]
-
-
-@pytest.mark.parametrize(("action", "code"), [*((action, errno.EIO) for action in ACTIONS), (_saving, errno.ENOSPC)])
-def test_a_failing_disk_costs_nothing_that_was_complete(
-    tmp_path: Path, action: Callable[[Store], None], code: int
-) -> None:
-    """For each call that may fail: one `CheckpointError` with its reason, and all else as it was."""
-    opened, total = count_calls(tmp_path / "count", action)
-    assert total > opened
-    for n in range(opened + 1, total + 1):
-        root = tmp_path / f"{n}"
-        prepare(root, action)
-        store = make(root, Faulty(n, lambda: OSError(code, os.strerror(code), "somewhere")))
-        error = attempt(action, store)
-        assert error is None or errno.errorcode[code] in str(error)
-        check_recovered(root, action)
-
-
-@pytest.mark.parametrize("action", ACTIONS)
-def test_a_kill_costs_nothing_that_was_complete(tmp_path: Path, action: Callable[[Store], None]) -> None:
-    """Killed at any call, writes cut in half: the next start finds the state before or after, and no litter."""
-    opened, total = count_calls(tmp_path / "count", action)
-    for n in range(opened + 1, total + 1):
-        root = tmp_path / f"{n}"
-        prepare(root, action)
-        with pytest.raises(Killed):
-            action(make(root, Faulty(n, Killed)))
-        check_recovered(root, action)
 
 
 def test_a_failed_save_leaves_nothing_behind(tmp_path: Path) -> None:
