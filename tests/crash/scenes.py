@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from helios_fn import tree
+from helios_fn import Retention, tree
 from helios_fn.checkpoint import OS, Checkpoint, FileSystem, Store
 from helios_fn.errors import CheckpointError
 
@@ -256,6 +256,14 @@ SCENES = [
     ),
     Scene("load", _two, _in_store(_load), _TWO, frozenset({2.0}), 2.0),
     Scene("newest", _damaged_newest, _in_store(lambda store: store.newest()), _TWO, frozenset({2.0}), 2.0),
+    Scene(
+        "prune",
+        _four,
+        _in_store(lambda store: store.prune(Retention(last=2))),
+        frozenset({3.0, 4.0}),
+        frozenset({4.0}),
+        4.0,
+    ),
     Scene("supersede", _four, _in_store(_go_back), _TWO | {3.0, 4.0}, frozenset({4.0, 3.0, 2.0}), 2.0),
 ]
 BY_NAME = {scene.name: scene for scene in SCENES}
