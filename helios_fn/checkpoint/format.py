@@ -9,7 +9,7 @@ folder are never read. Nothing in a folder names code, or a class to be construc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,8 +105,7 @@ def verify(path: Path, *, files: FileSystem = OS) -> Manifest:
     """
     found = read_manifest(path, files=files)
     stored = _read_state(files, path, found)
-    sizes = [entry.size for entry in stored.entries]
-    arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, lambda: arrays.scratch(sizes))
+    arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, None)
     return found
 
 
@@ -127,10 +126,9 @@ def load(path: Path, found: Manifest, like: Tree, *, free: Collection[str] = (),
         raise ResumeRefused(_table(path, mismatches))
     memory: list[torch.Tensor] = []
 
-    def targets() -> Iterator[memoryview]:
-        for entry in stored.entries:  # lazily: the lengths are checked before any memory is asked for
-            memory.append(storages.allocate(entry.size))
-            yield storages.as_bytes(memory[-1])
+    def targets() -> list[memoryview]:  # called when the lengths have been checked
+        memory.extend(storages.allocate(entry.size) for entry in stored.entries)
+        return [storages.as_bytes(data) for data in memory]
 
     arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, targets)
     place = storages.Placer(memory)

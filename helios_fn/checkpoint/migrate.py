@@ -196,7 +196,7 @@ def _pieces(files: FileSystem, path: Path, number: int, expected: _Expected) -> 
             raise CheckpointError(f"{path} is damaged: it has {found} bytes instead of {expected.size}")
         for start in range(0, found, PIECE):
             piece = memoryview(bytearray(min(PIECE, found - start)))
-            read_exactly(files, handle, piece, path)
+            read_exactly(files, handle, piece, path, start)
             update(piece)
             yield piece
     if result() != expected.sums:
