@@ -15,7 +15,7 @@ import time
 from . import results
 
 SCRIPTS = (
-    "step", "gradient", "framework", "driver", "ensemble", "memory", "optim", "random", "loader", "seek", "compile"
+    "step", "gradient", "framework", "driver", "ensemble", "memory", "optim", "random", "loader", "seek", "checkpoint", "compile"
 )  # fmt: skip
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import CheckpointError
 from . import header
-from .aside import AHEAD, Aside
-from .checksum import Checksums, FileEntry, damaged
+from .aside import spread
+from .checksum import CHUNK, Checksums, FileEntry, damaged
 from .files import PIECE, THREADED, FileSystem, open_file, read_exactly, split
 
+_SMALL = 32 << 10  # shorter neighbours are read together
 _SHOWN = 3
 
 
@@ -19,11 +22,12 @@ def read(
     path: Path,
     expected: FileEntry,
     entries: Sequence[header.Entry],
-    targets: Callable[[], Iterable[memoryview]],
+    targets: Callable[[], Sequence[memoryview]] | None,
 ) -> None:
-    """Read the arrays into ``targets()``, one after another; each byte of the file is checked.
+    """Read the arrays into ``targets()``, if given; each byte of the file is checked in any case.
 
-    The targets are asked for one by one, after the file's length was found to be right.
+    Each chunk is read and summed by one thread, piece by piece, so that a piece is summed from the cache. The
+    targets are asked for when the file's length was found to be right.
 
     Raises:
         CheckpointError: the file is missing or damaged; the message says between which bytes.
@@ -31,37 +35,70 @@ def read(
     start = header.encode(entries)
     if len(start) + sum(entry.size for entry in entries) != expected.size:
         raise CheckpointError(f"{path} is damaged: the length in the manifest does not fit the state")
-    checksums, found_start = Checksums(), bytearray(len(start))
+    found, found_start = [""] * len(expected.chunks), bytearray(len(start))
     with open_file(files, path) as handle:
         size = files.size(handle)
         if size != expected.size:
             raise CheckpointError(f"{path} is damaged: it has {size} bytes instead of {expected.size}")
-        with Aside(checksums.update, threaded=size >= THREADED) as check:
-            for piece in split([memoryview(found_start)]):
-                read_exactly(files, handle, piece, path)
-                check(piece)
-            for target in targets():
-                for piece in split([target]):
-                    read_exactly(files, handle, piece, path)
-                    check(piece)
-    report(path, expected, checksums.entry(), lambda: _names(entries, len(start)))
+        read_exactly(files, handle, memoryview(found_start), path, 0)
+        memory = None if targets is None else _Memory([memoryview(bytearray(len(start))), *targets()])
+
+        def take(number: int) -> None:
+            checksums, stop = Checksums(), min((number + 1) * CHUNK, size)
+            position = number * CHUNK
+            for group in _pieces(memory, position, stop):
+                whole = group[0] if len(group) == 1 else memoryview(bytearray(sum(map(len, group))))
+                read_exactly(files, handle, whole, path, position)
+                checksums.update(whole)
+                position += len(whole)
+                if len(group) > 1:
+                    _scatter(whole, group)
+            found[number] = checksums.entry().chunks[0]
+
+        spread(take, len(found), threaded=size >= THREADED)
+    report(path, expected, FileEntry(size, tuple(found)), lambda: _names(entries, len(start)))
     if found_start != start:
         raise CheckpointError(f"{path} is damaged: its header is not the one that follows from the state")
 
 
-def scratch(sizes: Iterable[int]) -> Iterator[memoryview]:
-    """Targets of the given sizes in the same few pieces of memory, for a file that is only to be checked."""
-    sizes = list(sizes)
-    size = min(PIECE, max(sizes, default=0))
-    # As many as can be waiting for their checksum, being summed, and being filled.
-    pieces = [memoryview(bytearray(size)) for _ in range(min(AHEAD + 2, -(-sum(sizes) // max(size, 1))))]
-    number = 0
-    for rest in sizes:
-        while rest:
-            piece = pieces[number % len(pieces)][:rest]
-            yield piece
-            rest -= len(piece)
-            number += 1
+class _Memory:
+    """Pieces of memory that hold a file, one after another."""
+
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        self._views = views
+        self._starts = [0, *itertools.accumulate(len(view) for view in views)]
+
+    def between(self, start: int, stop: int) -> Iterator[memoryview]:
+        """The memory of a range of bytes of the file, in order."""
+        for number in range(bisect.bisect_right(self._starts, start) - 1, len(self._views)):
+            first = self._starts[number]
+            if first >= stop:
+                return
+            yield self._views[number][max(start - first, 0) : stop - first]
+
+
+def _pieces(memory: _Memory | None, start: int, stop: int) -> Iterator[list[memoryview]]:
+    """What to read at once: a piece of the memory, or several small ones; the same scratch memory without any."""
+    if memory is None:
+        scratch = memoryview(bytearray(min(PIECE, stop - start)))
+        for position in range(start, stop, PIECE):
+            yield [scratch[: stop - position]]
+        return
+    group: list[memoryview] = []
+    for piece in split(memory.between(start, stop)):
+        if group and (len(piece) > _SMALL or len(group[0]) > _SMALL or len(group) == PIECE // _SMALL):
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group
+
+
+def _scatter(whole: memoryview, group: list[memoryview]) -> None:
+    position = 0
+    for piece in group:
+        piece[:] = whole[position : position + len(piece)]
+        position += len(piece)
 
 
 def report(

@@ -1,7 +1,9 @@
-"""Work on the side: a second thread takes items in order while the first fetches the next ones."""
+"""Work in other threads: on the side and in order, or spread over several."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -9,7 +11,10 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 AHEAD = 4
-"""How many items may wait: with the one being worked on and the one in the making, ``AHEAD + 2`` exist at once."""
+"""How many items may wait for an `Aside`."""
+
+MOST = 4
+"""More threads than this would only wait for the memory."""
 
 Item = TypeVar("Item")
 
@@ -60,3 +65,36 @@ class Aside(Generic[Item]):
             self._thread.join()
         if error is None and self._error is not None:
             raise self._error
+
+
+def spread(work: Callable[[int], None], count: int, *, threaded: bool) -> None:
+    """Call ``work`` with each number below ``count``, in any order, in as many threads as there are free cores.
+
+    The first error is raised when all calls that had begun have ended; no others begin. Without ``threaded``,
+    the calls happen in the caller's thread and in order.
+    """
+    numbers, lock, errors = iter(range(count)), threading.Lock(), list[BaseException]()
+
+    def run() -> None:
+        while not errors:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            try:
+                work(number)
+            except BaseException as error:
+                errors.append(error)
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    helpers = []
+    for _ in range(min(MOST, cores, count) - 1 if threaded else 0):
+        helper = threading.Thread(target=run, name="helios_fn.checksums", daemon=True)
+        with contextlib.suppress(RuntimeError):  # as above
+            helper.start()
+            helpers.append(helper)
+    run()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise errors[0]

@@ -13,11 +13,11 @@ from ..errors import CheckpointError
 from .aside import Aside
 from .checksum import Checksums, FileEntry
 
-PIECE = 1 << 20
+PIECE = 512 << 10
 """How many bytes are read or written at once: they are still in the cache when their checksum is computed."""
 
 THREADED = 4 << 20
-"""From how many bytes on a second thread for the checksums pays."""
+"""From how many bytes on more threads than one pay."""
 
 _FLUSH = 32 << 20
 
@@ -79,9 +79,12 @@ class FileSystem:
         """The length of an open file in bytes."""
         return os.fstat(handle).st_size
 
-    def read(self, handle: int, into: memoryview) -> int:
-        """Read at most ``len(into)`` bytes; 0 at the end of the file."""
-        return os.readv(handle, [into])
+    def read(self, handle: int, into: memoryview, start: int) -> int:
+        """Read at most ``len(into)`` bytes from the byte ``start`` on; 0 at the end of the file.
+
+        Several threads may read a file at once.
+        """
+        return os.preadv(handle, [into], start)
 
     def write(self, handle: int, data: memoryview) -> int:
         """Write some of ``data``; returns how many bytes."""
@@ -157,7 +160,7 @@ def joined(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]
     """The same bytes with small neighbours put together, so that many small tensors make few writes."""
     small = bytearray()
     for piece in pieces:
-        is_small = len(piece) < PIECE // 8
+        is_small = len(piece) < PIECE // 4
         if is_small:
             small += piece
         if not is_small or len(small) >= PIECE:
@@ -209,17 +212,17 @@ def read_file(files: FileSystem, path: Path, limit: int) -> bytes:
         return bytes(data)
 
 
-def read_exactly(files: FileSystem, handle: int, into: memoryview, path: Path) -> None:
-    """Fill ``into`` from an open file.
+def read_exactly(files: FileSystem, handle: int, into: memoryview, path: Path, start: int = 0) -> None:
+    """Fill ``into`` from an open file, from the byte ``start`` on.
 
     Raises:
         CheckpointError: the file ends before that.
     """
     while into:
-        count = files.read(handle, into)
+        count = files.read(handle, into, start)
         if count == 0:
             raise CheckpointError(f"{path} is damaged: it ends {len(into)} bytes early")
-        into = into[count:]
+        into, start = into[count:], start + count
 
 
 def make_folders(files: FileSystem, path: Path) -> None:

@@ -9,7 +9,7 @@ folder are never read. Nothing in a folder names code, or a class to be construc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,18 +35,26 @@ class Stored(NamedTuple):
 
 
 def write(
-    files: FileSystem, folder: Path, content: Snapshot, description: Manifest, *, background: bool = False
+    files: FileSystem,
+    folder: Path,
+    content: Snapshot,
+    description: Manifest,
+    *,
+    background: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Write a checkpoint into a new folder, durably but for the folder's own name.
 
     ``description`` is completed with the files' lengths and checksums, and returned. In the ``background`` of
-    other work one thread does it all.
+    other work one thread does it all. ``check`` is called when all tensors have been read for the last time: if it
+    raises, there is no manifest that would prove them.
 
     Raises:
         OSError: the disk refused.
     """
     contents = {TENSORS: content.tensor_chunks(), STATE: [content.state]}
-    return write_files(files, folder, contents, description, threaded=content.size >= THREADED and not background)
+    threaded = content.size >= THREADED and not background
+    return write_files(files, folder, contents, description, threaded=threaded, check=check)
 
 
 def write_files(
@@ -56,11 +64,13 @@ def write_files(
     description: Manifest,
     *,
     threaded: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """The same for files given piece by piece; ``threaded``: with a second thread for the checksums."""
     files.mkdir(folder)
     written = {name: write_file(files, folder / name, pieces, threaded=threaded) for name, pieces in contents.items()}
     complete = description._replace(files=written)
+    check()
     write_file(files, folder / manifest.FILE_NAME, [manifest.encode(complete)])
     files.sync_folder(folder)
     return complete
@@ -95,8 +105,7 @@ def verify(path: Path, *, files: FileSystem = OS) -> Manifest:
     """
     found = read_manifest(path, files=files)
     stored = _read_state(files, path, found)
-    sizes = [entry.size for entry in stored.entries]
-    arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, lambda: arrays.scratch(sizes))
+    arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, None)
     return found
 
 
@@ -117,10 +126,9 @@ def load(path: Path, found: Manifest, like: Tree, *, free: Collection[str] = (),
         raise ResumeRefused(_table(path, mismatches))
     memory: list[torch.Tensor] = []
 
-    def targets() -> Iterator[memoryview]:
-        for entry in stored.entries:  # lazily: the lengths are checked before any memory is asked for
-            memory.append(storages.allocate(entry.size))
-            yield storages.as_bytes(memory[-1])
+    def targets() -> list[memoryview]:  # called when the lengths have been checked
+        memory.extend(storages.allocate(entry.size) for entry in stored.entries)
+        return [storages.as_bytes(data) for data in memory]
 
     arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, targets)
     place = storages.Placer(memory)

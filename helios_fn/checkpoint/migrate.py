@@ -21,9 +21,6 @@ from .lock import Lock
 from .names import UNFINISHED
 from .snapshot import MAX_STATE_SIZE, STATE, TENSORS
 
-FOLDER = "migrated"
-"""Where the new checkpoints of a root go if nothing else is said."""
-
 Pieces = Iterator[bytes | memoryview]
 
 
@@ -70,15 +67,14 @@ class Migrated(NamedTuple):
 def migrate(root: Path | str, into: Path | str | None = None, *, files: FileSystem = OS) -> list[Migrated]:
     """Write all checkpoints of a root in the present format, as the checkpoints of another root, and verify them.
 
-    Nothing in ``root`` is changed, but for the new folder ``<root>/migrated`` where ``into`` is not given. To go on
-    from the new checkpoints, name the new root in the run's configuration. It has all that a resume needs but the
-    logs, which start anew, with a warning. Checkpoints that are in the present format already are written as well,
-    so that the new root has the newest of all; those in ``superseded`` and ``damaged`` are not. What an earlier,
-    interrupted call has written is kept.
+    Nothing in ``root`` is changed. To go on from the new checkpoints, name the new root in the run's configuration.
+    It has all that a resume needs but the logs, which start anew, with a warning. Checkpoints that are in the
+    present format already are written as well, so that the new root has the newest of all; those in ``superseded``
+    and ``damaged`` are not. What an earlier, interrupted call has written is kept.
 
     Args:
         root: the folder of runs that has the folder ``checkpoints``; or a single checkpoint.
-        into: the new root; by default, ``migrated`` in the old one.
+        into: the new root; by default it lies beside the old one, as ``<root>-migrated``.
         files: the file system, replaced in tests.
 
     Returns:
@@ -96,7 +92,7 @@ def migrate(root: Path | str, into: Path | str | None = None, *, files: FileSyst
         found = [(folder, *_format_of(files, folder)) for folder in folders]
         if all(number in (0, manifest.FORMAT) for _, number, _ in found):
             return []
-        target = home / FOLDER if into is None else Path(into).resolve()
+        target = home.with_name(f"{home.name}-migrated") if into is None else Path(into).resolve()
         if target == home:
             raise CheckpointError(f"{target} is where the old checkpoints are, which stay as they are; choose another")
         make_folders(files, target / "checkpoints")
@@ -200,7 +196,7 @@ def _pieces(files: FileSystem, path: Path, number: int, expected: _Expected) -> 
             raise CheckpointError(f"{path} is damaged: it has {found} bytes instead of {expected.size}")
         for start in range(0, found, PIECE):
             piece = memoryview(bytearray(min(PIECE, found - start)))
-            read_exactly(files, handle, piece, path)
+            read_exactly(files, handle, piece, path, start)
             update(piece)
             yield piece
     if result() != expected.sums:

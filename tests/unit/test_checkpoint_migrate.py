@@ -90,7 +90,7 @@ def test_what_is_migrated_is_what_the_present_version_would_have_written(root: P
     """The tensor file byte for byte; a state that is loaded is saved again as the same files."""
     for entry in migrate(root):
         assert entry.new is not None
-        assert entry.new.parent == root / "migrated" / "checkpoints"
+        assert entry.new.parent == root.with_name("old-migrated") / "checkpoints"
         for name in ("tensors.safetensors", "state.json"):
             assert (entry.new / name).read_bytes() == (entry.old / name).read_bytes()
         old, new = (json.loads((path / "manifest.json").read_bytes()) for path in (entry.old, entry.new))
@@ -151,7 +151,7 @@ def test_a_single_checkpoint_can_be_named(root: Path, tmp_path: Path) -> None:
     assert entry.new is not None
     assert verify(entry.new).iteration == 2
     (entry,) = migrate(root / "checkpoints" / FOLDERS[1])
-    assert entry.new == root / "migrated" / "checkpoints" / FOLDERS[1]
+    assert entry.new == root.with_name("old-migrated") / "checkpoints" / FOLDERS[1]
 
 
 def test_where_all_are_of_the_present_format_nothing_happens(tmp_path: Path) -> None:
@@ -165,8 +165,10 @@ def test_where_all_are_of_the_present_format_nothing_happens(tmp_path: Path) -> 
 def test_present_checkpoints_come_along(root: Path) -> None:
     """Or a resume from the new root would fall back behind them."""
     migrate(root)
-    shutil.move(root / "migrated" / "checkpoints" / FOLDERS[1], root / "checkpoints" / "tiny_epoch_0_iter_3")
-    shutil.rmtree(root / "migrated")
+    shutil.move(
+        root.with_name("old-migrated") / "checkpoints" / FOLDERS[1], root / "checkpoints" / "tiny_epoch_0_iter_3"
+    )
+    shutil.rmtree(root.with_name("old-migrated"))
     found = migrate(root)
     assert [(entry.old.name[-1], entry.format) for entry in found] == [("0", 1), ("2", 1), ("3", 2)]
     assert all(verify(entry.new) for entry in found if entry.new)
@@ -228,13 +230,13 @@ def test_a_newer_format_is_refused_with_both_versions(root: Path) -> None:
     for call in (lambda: run(root, 7), lambda: migrate(root), lambda: verify(root / "checkpoints" / FOLDERS[0])):
         with pytest.raises(ResumeRefused, match=r"in format 99, written by helios_fn 9\.8\.7; .* reads format 2: use"):
             call()
-    assert not (root / "migrated").exists()
+    assert not (root.with_name("old-migrated")).exists()
 
 
 def test_a_root_in_use_is_not_written_to(root: Path) -> None:
     """The new one, that is: the old one is only read."""
     migrate(root)
-    with Store(root / "migrated", "tiny").lock(), pytest.raises(RootLocked):
+    with Store(root.with_name("old-migrated"), "tiny").lock(), pytest.raises(RootLocked):
         migrate(root)
 
 
@@ -280,4 +282,4 @@ def test_a_step_may_rewrite_the_tensor_file(root: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setitem(STEPS, 1, Step(tensors=lengthened))  # type: ignore[arg-type]
     assert all("does not fit the state" in entry.problem for entry in migrate(root))
-    assert list((root / "migrated" / "checkpoints").iterdir()) == []
+    assert list((root.with_name("old-migrated") / "checkpoints").iterdir()) == []

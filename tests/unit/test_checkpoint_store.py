@@ -266,8 +266,8 @@ def test_reads_and_writes_may_be_short(tmp_path: Path) -> None:
         def write(self, handle: int, data: memoryview) -> int:
             return super().write(handle, data[:7])
 
-        def read(self, handle: int, into: memoryview) -> int:
-            return super().read(handle, into[:5])
+        def read(self, handle: int, into: memoryview, start: int) -> int:
+            return super().read(handle, into[:5], start)
 
     store = make(tmp_path, Slow())
     save(store, 1)

@@ -1,0 +1,350 @@
+"""What do saving and loading a checkpoint cost, and what does a training loop notice of it?
+
+Parameters and AdamW's two averages, saved to new files of one disk in turns; the files are removed, and the disk is at
+rest, before the next turn. DCP is `torch.distributed.checkpoint`. Ours and DCP make the files durable (fsync) before
+they return; torch, safetensors and Lightning do not. Ours also checks each byte that it loads. Loading is from the
+page cache.
+
+    python -m bench.checkpoint [--part "1 GB"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import os
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from helios_fn.checkpoint import Store
+
+from . import standin
+from .harness import Bench, Case, Skip, Stopwatch, Whole, attempt
+
+TORCH, SYNCED, SAFE, DCP, DCP_ASYNC = "torch.save", "torch.save + fsync", "safetensors", "DCP", "DCP async_save"
+LIGHTNING, OURS, THREAD, WRITER = "Lightning", "ours", "ours in a thread", "ours, Writer"
+MAPPED, CLONED = "safetensors, mapped", "safetensors into memory"
+MIB = 2**20
+
+State = dict[str, dict[str, torch.Tensor]]
+Wait = Callable[[], Any]
+
+
+class Load(NamedTuple):
+    """A state: how many arrays of how many floats in each of its three parts; and rounds at most."""
+
+    name: str
+    arrays: int
+    floats: int
+    rounds: int
+
+    def state(self, *, quick: bool) -> State:
+        """Fresh values, the same in every process."""
+        generator = torch.Generator().manual_seed(0)
+        floats = min(self.floats, 1000) if quick else self.floats
+        parts = ("params", "average", "square")
+        shape = (floats // 16, 16)
+        return {
+            part: {f"layer{n}.weight": torch.rand(shape, generator=generator) for n in range(self.arrays)}
+            for part in parts
+        }
+
+
+LOADS = (
+    Load("1000 small leaves", 334, 256, 15),
+    Load("100 MB", 48, 100 * MIB // 4 // 3 // 48, 15),
+    Load("1 GB", 96, 1024 * MIB // 4 // 3 // 96, 7),
+)
+
+
+class Places:
+    """Names of new files, and their removal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._numbers = folder, itertools.count(1)
+
+    def new(self) -> Path:
+        """A name that was never used."""
+        return self.folder / f"saved{next(self._numbers)}"
+
+    def settle(self) -> None:
+        """Remove all that was saved and let the disk come to rest."""
+        for path in self.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        os.sync()
+
+
+def fsync(path: Path) -> None:
+    """Make a file durable."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def torch_save(state: State, path: Path, *, durable: bool = False) -> None:
+    """The call that everybody makes."""
+    torch.save(state, path)
+    if durable:
+        fsync(path)
+
+
+def flat(state: State) -> dict[str, torch.Tensor]:
+    """One dict, as safetensors takes it."""
+    return {f"{part}.{name}": leaf for part, leaves in state.items() for name, leaf in leaves.items()}
+
+
+def safe_save(state: State, path: Path) -> None:
+    """Safetensors' own writer."""
+    from safetensors.torch import save_file
+
+    save_file(flat(state), path)
+
+
+def dcp_save(state: State, path: Path) -> None:
+    """Without a process group; its writer syncs its files."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(state, checkpoint_id=path, no_dist=True)
+
+
+def dcp_async(state: State, path: Path) -> Wait:
+    """Copies the state, and writes the copy in a thread."""
+    import torch.distributed.checkpoint as dcp
+
+    future: Any = dcp.async_save(state, checkpoint_id=path, no_dist=True)
+    return lambda: getattr(future, "upload_completion", future).result()
+
+
+def our_save(store: Store, state: State, path: Path) -> None:
+    """Durable when it returns."""
+    number = int(path.name.removeprefix("saved"))
+    store.save(state, epoch=0, iteration=number, micro_step=number, record={})
+
+
+def our_thread(store: Store, state: State, path: Path) -> Wait:
+    """Checked by the thread that trains, written by another, and nothing is copied."""
+    number = int(path.name.removeprefix("saved"))
+    pending = store.prepare(state, epoch=0, iteration=number, micro_step=number, record={})
+    thread = threading.Thread(target=lambda: store.commit(pending, background=True))
+    thread.start()
+    return thread.join
+
+
+def our_writer(store: Store) -> Callable[[State, Path], Wait]:
+    """The same as the driver does it. Fails where this version has no writer."""
+    from helios_fn import checkpoint
+
+    writer = checkpoint.Writer()  # type: ignore[attr-defined]
+
+    def begin(state: State, path: Path) -> Wait:
+        number = int(path.name.removeprefix("saved"))
+        writer.submit(store.prepare(state, epoch=0, iteration=number, micro_step=number, record={}))
+        return writer.drain  # type: ignore[no-any-return]
+
+    return begin
+
+
+def lightning_save(state: State) -> Callable[[State, Path], None]:
+    """A trainer that holds a module of these parameters, and AdamW after a step."""
+    standin.torchvision()
+    import lightning.pytorch as pl
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = torch.nn.ParameterList(leaf.clone() for leaf in state["params"].values())
+
+    module = Module()
+    optimizer = torch.optim.AdamW(module.parameters())
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.strategy.connect(module)
+    trainer.strategy._lightning_module = module
+    trainer.strategy.optimizers = [optimizer]
+    return lambda _, path: trainer.save_checkpoint(path.with_suffix(".ckpt"))
+
+
+@contextlib.contextmanager
+def places(name: str) -> Iterator[tuple[Places, Store]]:
+    """A folder for one comparison, and a store in it that is not swept with the rest."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-checkpoint-"))
+    try:
+        (folder / "files").mkdir()
+        yield Places(folder / "files"), Store(folder / "store", name)
+    finally:
+        shutil.rmtree(folder)
+
+
+def sweep(files: Places, store: Store) -> None:
+    """Remove what was saved, ours as well."""
+    for path in store.folder.iterdir():
+        shutil.rmtree(path)
+    files.settle()
+
+
+def saving(bench: Bench, load: Load, state: State) -> None:
+    """Each saver in turns, to the point where it returns; with the bytes on disk."""
+    sizes: dict[str, int] = {}
+    with places("saving") as (files, store):
+
+        def case(name: str, save: Callable[[State, Path], Any]) -> Case:
+            def whole() -> Any:
+                path, watch = files.new(), Stopwatch()
+                save(state, path)
+                span = watch.span(1)
+                written = (each for root in (files.folder, store.folder) for each in root.rglob("*") if each.is_file())
+                sizes[name] = sum(each.stat().st_size for each in written)
+                sweep(files, store)
+                return span
+
+            return attempt(lambda: Whole(whole))
+
+        cases = {
+            TORCH: case(TORCH, torch_save),
+            SYNCED: case(SYNCED, functools.partial(torch_save, durable=True)),
+            SAFE: case(SAFE, safe_save),
+            DCP: case(DCP, dcp_save),
+            LIGHTNING: attempt(lambda: case(LIGHTNING, lightning_save(state))),
+            OURS: case(OURS, functools.partial(our_save, store)),
+        }
+        rounds = min(load.rounds, bench.rounds)
+        timing = bench.compare(f"Saving {load.name}", cases, base=TORCH, rounds=rounds)
+    rows = [[name, round(size / MIB, 2)] for name, size in sizes.items()]
+    bench.table(f"On disk: {load.name}", ["saver", "MiB"], rows)
+    limits = {
+        "1000 small leaves": {DCP: 0.1, SYNCED: 0.8, TORCH: None},
+        "1 GB": {TORCH: 0.5, SYNCED: None, DCP: 0.7},
+    }
+    for base, limit in limits.get(load.name, {TORCH: None, DCP: None}).items():
+        bench.target_ratio(f"{load.name}, saved durably: ours / {base}", timing, OURS, base, at_most=limit)
+
+
+def loading(bench: Bench, load: Load, state: State) -> None:
+    """Each loader in turns, from the page cache into tensors."""
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import load_file
+
+    with places("loading") as (files, store):
+        paths = {name: files.new() for name in (TORCH, SAFE, DCP, OURS)}
+        torch_save(state, paths[TORCH])
+        safe_save(state, paths[SAFE])
+        dcp_save(state, paths[DCP])
+        our_save(store, state, paths[OURS])
+        (entry,) = store.entries()
+        blank = {
+            part: {name: torch.empty_like(leaf) for name, leaf in leaves.items()} for part, leaves in state.items()
+        }
+        cases: dict[str, Case] = {
+            TORCH: lambda: torch.load(paths[TORCH], weights_only=True),
+            MAPPED: lambda: load_file(paths[SAFE]),
+            CLONED: lambda: {name: leaf.clone() for name, leaf in load_file(paths[SAFE]).items()},
+            DCP: attempt(lambda: lambda: dcp.load(blank, checkpoint_id=paths[DCP], no_dist=True)),
+            "ours, only verified": lambda: store.at(entry.path),
+            OURS: lambda: store.load(entry, state),
+        }
+        rounds = min(load.rounds, bench.rounds)
+        timing = bench.compare(f"Loading {load.name}", cases, base=CLONED, rounds=rounds)
+    what = f"{load.name}, loaded: ours, verified / safetensors, unverified, into memory"
+    bench.target_ratio(what, timing, OURS, CLONED, at_most=2.0)
+    bench.note(
+        f"`{MAPPED}` is what `safetensors.torch.load_file` returns: tensors whose bytes are still in the file, and are "
+        "read, a page at a time, when they are used. Nothing is loaded, so no load is compared with it; all others "
+        "end with tensors in memory of their own."
+    )
+
+
+def stalls(bench: Bench, load: Load, state: State) -> None:
+    """What a loop of steps on one core notices of a save."""
+    weight = torch.rand(768, 768)
+    rounds = 2 if bench.quick else min(load.rounds, bench.rounds)
+    with places("stalls") as (files, store):
+        savers: dict[str, Callable[[State, Path], Wait] | Skip] = {
+            TORCH: lambda state, path: torch_save(state, path) or (lambda: None),
+            DCP: lambda state, path: dcp_save(state, path) or (lambda: None),
+            DCP_ASYNC: dcp_async,
+            OURS: lambda state, path: our_save(store, state, path) or (lambda: None),
+            THREAD: functools.partial(our_thread, store),
+        }
+        try:
+            savers[WRITER] = our_writer(store)
+        except AttributeError:
+            savers[WRITER] = Skip("this version has no Writer")
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in savers}
+        for turn in range(-1, rounds):
+            for name, begin in savers.items():
+                if not isinstance(begin, Skip):
+                    figures = one_stall(lambda: torch.mm(weight, weight), lambda: begin(state, files.new()))  # noqa: B023
+                    sweep(files, store)
+                    found[name] += [figures] if turn >= 0 else []
+    medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
+    head = ["saver", "stall ms", "stall and slower steps ms", "until durable or written ms"]
+    bench.table(
+        f"A training loop while {load.name} is saved",
+        head,
+        [[name, *(round(1000 * each, 2) for each in row)] if row else [name, *"---"] for name, row in medians.items()],
+    )
+    ours = medians[WRITER] or medians[THREAD]
+    if load.name == "1 GB":
+        bench.target("1 GB, stall: ours / torch.save", ours[0] / medians[TORCH][0], at_most=0.01)
+        bench.target("1 GB, stall: ours / DCP async_save", ours[0] / medians[DCP_ASYNC][0], at_most=0.02)
+        bench.target(
+            "1 GB, stall and slower steps: ours / DCP async_save", ours[1] / medians[DCP_ASYNC][1], at_most=0.5
+        )
+
+
+def one_stall(step: Callable[[], Any], begin: Callable[[], Wait]) -> tuple[float, float, float]:
+    """Seconds until ``begin`` returned; by how much it made the loop longer; and until the save was over."""
+    watch = time.perf_counter()
+    for _ in range(50):
+        step()
+    usual = (time.perf_counter() - watch) / 50
+    done, steps, start = threading.Event(), 0, time.perf_counter()
+    wait = begin()
+    stall = time.perf_counter() - start
+    waiter = threading.Thread(target=lambda: (wait(), done.set()))
+    waiter.start()
+    while not done.is_set():
+        step()
+        steps += 1
+    total = time.perf_counter() - start
+    waiter.join()
+    return stall, total - steps * usual, total
+
+
+def measure(bench: Bench, name: str) -> None:
+    """All questions for one state."""
+    (load,) = (each for each in LOADS if each.name == name)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    state = load.state(quick=bench.quick)
+    saving(bench, load, state)
+    loading(bench, load, state)
+    stalls(bench, load, state)
+
+
+def main() -> None:
+    """Each state in a process of its own; ``--part`` names one."""
+    bench = Bench("checkpoint", __doc__)
+    names = [LOADS[0].name] if bench.quick else [load.name for load in LOADS]
+    bench.in_parts(names, functools.partial(measure, bench))
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()
