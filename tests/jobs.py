@@ -52,6 +52,7 @@ class Case:
     own_validation: bool = False
     early_stop: int | None = None
     checkpoint_every: hf.Every | None = dataclasses.field(default_factory=lambda: hf.Every(2, "iteration"))
+    async_save: bool = True
     seed: int = 6691
 
 
@@ -227,6 +228,7 @@ def make_config(case: Case) -> hf.RunConfig:
         log_every=hf.Every(case.log_every, "iteration"),
         validate_every=case.validate_every,
         checkpoint_every=case.checkpoint_every,
+        async_save=case.async_save,
         early_stop=stop,
         root=None if case.checkpoint_every is None else "unused",
         progress=False,

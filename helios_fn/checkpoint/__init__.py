@@ -9,3 +9,6 @@ from .manifest import Manifest as Manifest
 from .saveable import check_saveable as check_saveable
 from .store import Store as Store
 from .store import verify as verify
+from .writer import Prepared as Prepared
+from .writer import Save as Save
+from .writer import Writer as Writer

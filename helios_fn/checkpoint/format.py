@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,10 +86,18 @@ def snapshot(tree: Tree) -> Snapshot:
     return Snapshot(state, header.encode(entries), tuple(ranges))
 
 
-def write(files: FileSystem, folder: Path, content: Snapshot, description: Manifest) -> Manifest:
+def write(
+    files: FileSystem,
+    folder: Path,
+    content: Snapshot,
+    description: Manifest,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Manifest:
     """Write a checkpoint into a new folder, durably but for the folder's own name.
 
-    ``description`` is completed with the files' lengths and digests, and returned.
+    ``description`` is completed with the files' lengths and digests, and returned. ``check`` is called when all
+    tensors have been read for the last time: if it raises, there is no manifest that would prove them.
 
     Raises:
         OSError: the disk refused.
@@ -98,6 +106,7 @@ def write(files: FileSystem, folder: Path, content: Snapshot, description: Manif
     written = {TENSORS: write_file(files, folder / TENSORS, content.tensor_chunks())}
     written[STATE] = write_file(files, folder / STATE, [content.state])
     complete = description._replace(files=written)
+    check()
     write_file(files, folder / manifest.FILE_NAME, [manifest.encode(complete)])
     files.sync_folder(folder)
     return complete

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from .lock import Lock
 from .manifest import Manifest, encode, versions
 from .names import UNFINISHED, check_name, folder_name
 from .saveable import check_saveable
+from .untouched import Untouched
+from .writer import Prepared
 
 _log = logging.getLogger("helios_fn")
 
@@ -112,7 +114,7 @@ class Store:
         metadata: str = "",
         free: Collection[str] = (),
     ) -> Path:
-        """Write a checkpoint, durably and all or nothing, and return its folder.
+        """Write a checkpoint, durably and all or nothing, and return its folder: `prepare`, then ``write``.
 
         The folder is ``<name>_epoch_<epoch>_iter_<micro_step>[_<metadata>]``. If it holds the same
         already, nothing is written; if it holds anything else, that is set aside.
@@ -129,21 +131,48 @@ class Store:
         Raises:
             TypeError: naming the leaves that cannot be saved exactly; or ``record`` is not JSON.
             ValueError: ``metadata`` cannot name files, or a count is negative.
-            CheckpointError: the disk refused. All earlier checkpoints are as they were.
+            CheckpointError: the disk refused, or the state changed. All earlier checkpoints are as they were.
+        """
+        prepared = self.prepare(
+            state, epoch=epoch, iteration=iteration, micro_step=micro_step, record=record, metadata=metadata, free=free
+        )
+        prepared.write()
+        return prepared.path
+
+    def prepare(
+        self,
+        state: Tree,
+        *,
+        epoch: int,
+        iteration: int,
+        micro_step: int,
+        record: Mapping[str, Any],
+        metadata: str = "",
+        free: Collection[str] = (),
+    ) -> Prepared:
+        """The part of `save` that needs no disk: refuse now what it would refuse, and remember what to write.
+
+        Takes milliseconds for a state of any size, since no tensor is read. ``write`` may then be called in
+        another thread; the state must not change before it has returned, and nobody else may use the store.
         """
         if metadata:
             check_name("metadata", metadata)
         check_saveable(state, free=free)
-        content = format.snapshot(state)
         description = Manifest(self.name, epoch, iteration, micro_step, metadata, {}, versions(), dict(record))
         encode(description)  # to refuse a bad record or count before anything is written
         folder = self.folder / folder_name(self.name, epoch, micro_step, metadata)
-        with disk_errors(f"save {folder}"):
-            if self._holds(folder, description, content):
-                self._files.sync_folder(self.folder)
-            else:
-                self._write(folder, description, content)
-        return folder
+        untouched = Untouched(state, folder)
+
+        def write() -> None:
+            content = format.snapshot(state)
+            with disk_errors(f"save {folder}"):
+                if self._holds(folder, description, content):
+                    untouched.check()
+                    self._files.sync_folder(self.folder)
+                else:
+                    self._write(folder, description, content, untouched.check)
+
+        return Prepared(folder, write)
 
     def load(self, checkpoint: Checkpoint, like: Tree, *, free: Collection[str] = ()) -> Tree:
         """Load a checkpoint into the structure of ``like``, checking each byte again.
@@ -216,13 +245,13 @@ class Store:
             return False
         return True
 
-    def _write(self, folder: Path, description: Manifest, content: format.Snapshot) -> None:
+    def _write(self, folder: Path, description: Manifest, content: format.Snapshot, check: Callable[[], None]) -> None:
         unfinished = folder.with_name(UNFINISHED + folder.name)
         taken = self._files.listdir(self.folder)
         if unfinished.name in taken:
             remove_folder(self._files, unfinished)
         try:
-            format.write(self._files, unfinished, content, description)
+            format.write(self._files, unfinished, content, description, check=check)
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_folder(self._files, unfinished)

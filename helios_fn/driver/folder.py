@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from ..checkpoint import Checkpoint, Store
+from ..checkpoint import Checkpoint, Lock, Save, Store, Writer
 from ..config import RunConfig
 from ..errors import CheckpointError
 from ..sinks import log_name
@@ -42,10 +42,16 @@ class RunFolder:
         facts: the geometry and environment of this run, see `record`.
         metadata: ``metadata(state) -> str`` is appended to the names of checkpoints, but for the first
             one, whose state has no metrics yet.
+        after_save: called where checkpoints are written, after each that has become durable and before the next.
     """
 
     def __init__(
-        self, cfg: RunConfig, facts: Mapping[str, Json], metadata: Callable[[TrainState], str] | None = None
+        self,
+        cfg: RunConfig,
+        facts: Mapping[str, Json],
+        metadata: Callable[[TrainState], str] | None = None,
+        *,
+        after_save: Callable[[], object] | None = None,
     ) -> None:
         self._cfg = cfg
         # Through JSON and back, so that facts compare equal to what a checkpoint gives back.
@@ -54,18 +60,29 @@ class RunFolder:
         self._log_dir: Path | None = None
         self._root = None if cfg.root is None else Path(cfg.root).expanduser().absolute()
         self._store: Store | None = None
-        self._lock: Any = None
+        self._lock: Lock | None = None
+        self._writer = Writer(background=cfg.async_save, after_save=after_save)
+        self._waits = True
 
     def __enter__(self) -> Self:
         if self._root is not None:
             self._store = Store(self._root, self._cfg.name)
             self._lock = self._store.lock()
-            self._lock.__enter__()
         return self
 
-    def __exit__(self, *details: object) -> None:
-        if self._lock is not None:
-            self._lock.__exit__(*details)
+    def __exit__(self, *_: object) -> None:
+        if self._lock is None:
+            return
+        try:
+            if self._waits:
+                self._writer.drain()
+        finally:
+            # Should a signal have ended the wait, the lock is held until the writer has left the folder.
+            self._writer.when_idle(self._lock.release)
+
+    def leave_writing(self) -> None:
+        """Do not wait at the end: the run is being aborted. The writer releases the lock when it has done its work."""
+        self._waits = False
 
     @property
     def keeps(self) -> bool:
@@ -101,10 +118,13 @@ class RunFolder:
         state = self._load(newest, like)
         return Start(state, _fact(newest, "sinks"), self._log_dir, None, newest.path)
 
-    def save(self, state: TrainState, marks: dict[str, Json], *, metadata: bool = True) -> Path | None:
-        """Write the state as a checkpoint and return its path; ``None`` without a root."""
-        if self._store is None:
-            return None
+    def save(self, state: TrainState, marks: dict[str, Json], *, metadata: bool = True) -> Save:
+        """Begin to write the state as a checkpoint, after the one before; needs a root.
+
+        All that the checkpoint says is found out now, and what cannot be saved is refused now. Only the disk's work
+        is left to the writer, which reads the tensors as they are: they must not change before it has ended.
+        """
+        assert self._store is not None
         record: dict[str, Json] = {
             **self._facts,
             "config": self._cfg.describe(),
@@ -112,7 +132,7 @@ class RunFolder:
             "log_dir": None if self._log_dir is None else self._log_dir.name,
             "validation": {name: repr(value) for name, value in fetch(state.validation.metrics).items()},
         }
-        return self._store.save(
+        prepared = self._store.prepare(
             state,
             epoch=state.cursor.epoch,
             iteration=state.counters.iteration,
@@ -121,6 +141,7 @@ class RunFolder:
             metadata=self._label(state) if metadata else "",
             free=OUTPUT_ONLY,
         )
+        return self._writer.submit(prepared)
 
     def _label(self, state: TrainState) -> str:
         if self._metadata is None or state.counters.iteration == 0:
