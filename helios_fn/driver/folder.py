@@ -62,7 +62,6 @@ class RunFolder:
         self._store: Store | None = None
         self._lock: Lock | None = None
         self._writer = Writer(background=cfg.async_save, after_save=after_save)
-        self._waits = True
 
     def __enter__(self) -> Self:
         if self._root is not None:
@@ -71,18 +70,9 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is None:
-            return
-        try:
-            if self._waits:
-                self._writer.drain()
-        finally:
-            # Should a signal have ended the wait, the lock is held until the writer has left the folder.
+        if self._lock is not None:
+            # A run waits for its writer, but not when it is aborted: then the writer is the last to leave.
             self._writer.when_idle(self._lock.release)
-
-    def leave_writing(self) -> None:
-        """Do not wait at the end: the run is being aborted. The writer releases the lock when it has done its work."""
-        self._waits = False
 
     @property
     def keeps(self) -> bool:

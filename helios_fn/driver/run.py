@@ -181,7 +181,6 @@ def _drive(
     """
     with ExitStack() as stack:
         stack.enter_context(around.folder)
-        stack.callback(_hurry_if_aborted, around)
         stack.callback(_close_sources, around)
         start = around.folder.start(initial.pop())
         info = _info(around, start)
@@ -250,11 +249,6 @@ def _tell_of_failure(loop: Loop) -> None:
             ending()
         except Exception as error:
             _LOGGER.warning("at the end of a run that had failed: %s: %s", type(error).__name__, error)
-
-
-def _hurry_if_aborted(around: Surroundings) -> None:
-    if around.signal.aborted:
-        around.folder.leave_writing()
 
 
 def _close_sources(around: Surroundings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -17,7 +18,7 @@ import torch
 
 import helios_fn as hf
 from helios_fn import tree
-from helios_fn.checkpoint import FileSystem, Lock, Save, Store, Writer
+from helios_fn.checkpoint import FileSystem, Lock, Prepared, Save, Store, Writer
 from helios_fn.driver.folder import RunFolder
 from helios_fn.errors import StateOverwritten
 from helios_fn.state import OUTPUT_ONLY
@@ -33,6 +34,24 @@ def tmp_path():
     """In memory, where fsync costs nothing: what is claimed here holds for any disk, however slow."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def nobody_writes_on():
+    """When a run has returned, its writer has ended too."""
+    yield
+    for thread in writers():
+        thread.join(0.5)  # it has ended its save, and may be about to end itself
+    assert not writers()
+
+
+def writers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "helios_fn-checkpoint"]
+
+
+def wait_for_writers() -> None:
+    for thread in writers():
+        thread.join(LONG)
 
 
 @pytest.fixture
@@ -84,16 +103,19 @@ def on_disk(root: Path, like: hf.TrainState) -> dict[str, str]:
 class TestWhatIsWritten:
     """A checkpoint holds the state that was handed over, bit for bit, whatever training does meanwhile."""
 
-    @pytest.mark.parametrize("donate", [True, "auto"])
     @pytest.mark.parametrize("which", sorted(donation.OPTIMIZERS))
-    @pytest.mark.parametrize("every", [1, 4])
-    def test_donation_never_reaches_a_state_in_flight(self, tmp_path, lazy_disk, submitted, donate, which, every):
+    @pytest.mark.parametrize(
+        ("donate", "every", "validate_every"), [(True, 1, 3), (True, 4, None), (True, 4, 3), ("auto", 4, None)]
+    )
+    def test_donation_never_reaches_a_state_in_flight(
+        self, tmp_path, lazy_disk, submitted, which, donate, every, validate_every
+    ):
         """With frozen, collected and averaged leaves that states share; validation keeps other states in between."""
         step, state, data = donation.job(optimizer=donation.OPTIMIZERS[which](), average=hf.ema(0.9))
-        cfg = donation.config(
-            total=11, donate=donate, purity_checks=0, root=tmp_path, checkpoint_every=every, validate_every=3
-        )
-        last = hf.run(step, state, data, cfg, validate=lambda state: {"count": 1.0}).state
+        cfg = donation.config(total=11, donate=donate, purity_checks=0, root=tmp_path, checkpoint_every=every)
+        cfg = dataclasses.replace(cfg, validate_every=validate_every)
+        validate = None if validate_every is None else lambda state: {"count": 1.0}
+        last = hf.run(step, state, data, cfg, validate=validate).state
         assert len(submitted) == len({*range(0, 11, every), 11})
         assert on_disk(tmp_path, last) == submitted
 
@@ -180,6 +202,22 @@ class TestWritesWhileSaving:
         assert names(tmp_path) == ["run_epoch_0_iter_0"]
         assert tree.equal(run(root=tmp_path).state, run().state)
 
+    def test_nothing_that_came_after_is_saved_when_the_run_fails(self, tmp_path, lazy_disk):
+        """The failure that is reported may be another one."""
+
+        def step(state, batch):
+            if state.counters.iteration == 2:
+                self.state = state
+            if state.counters.iteration == 3:
+                self.state.params["w"].add_(1.0)
+                raise KeyError("boom")
+            return STEP(state, batch)
+
+        with pytest.raises(hf.RunFailed, match="boom") as caught:
+            run(step, root=tmp_path, checkpoint_every=2, purity_checks=0)
+        assert caught.value.checkpoint is None
+        assert names(tmp_path) == ["run_epoch_0_iter_0"]
+
     def test_leaving_a_loop_whose_state_was_written_to(self, tmp_path, lazy_disk):
         """Nor is the last state saved then: it may hold what was written."""
         states = hf.iterate(STEP, fresh(), loader(), config(root=tmp_path, checkpoint_every=2))
@@ -248,9 +286,11 @@ class TestFailures:
     def test_it_is_heard_of_at_the_end_at_the_latest(self, tmp_path, monkeypatch, lazy_disk):
         """Nobody waited for the save before; the last state is written all the same."""
         Failing(monkeypatch, "iter_4")
+        told = Told()
         with pytest.raises(hf.RunFailed, match=r"ENOSPC.*iter_4.*iteration 6 is saved in") as caught:
-            run(root=tmp_path, checkpoint_every=4)
+            run(root=tmp_path, checkpoint_every=4, observers=[told])
         assert caught.value.checkpoint.name.endswith("iter_6")
+        assert told.names == ["run_epoch_0_iter_0", "run_epoch_1_iter_6"]
         assert run(root=tmp_path).reason is hf.Reason.TOTAL
 
     def test_it_is_heard_of_when_a_loop_is_left(self, tmp_path, monkeypatch, lazy_disk):
@@ -349,12 +389,12 @@ class TestObservers:
     @pytest.mark.parametrize("async_save", [True, False])
     def test_in_order_and_before_the_end(self, tmp_path, async_save):
         told = Told()
-        run(root=tmp_path, checkpoint_every=1, observers=[told], async_save=async_save)
-        assert told.names == [f"run_epoch_{i // 4}_iter_{i}" for i in range(7)]
+        run(total=7, root=tmp_path, checkpoint_every=2, observers=[told], async_save=async_save)
+        assert told.names == [f"run_epoch_{i // 4}_iter_{i}" for i in (0, 2, 4, 6, 7)]
         assert told.threads == {threading.current_thread()}
         assert told.events[-1] == "end"
         assert told.events[0] == "saved 0"
-        for i in range(1, 7):
+        for i in (2, 4, 6, 7):
             assert told.events.index(i) < told.events.index(f"saved {i}")
 
     def test_at_the_iteration_after_it_has_become_durable(self, tmp_path):
@@ -362,12 +402,12 @@ class TestObservers:
         told = Told()
 
         def step(state, batch):
-            if state.counters.iteration == 3:
-                time.sleep(0.5)
+            if state.counters.iteration == 4:
+                wait_for_writers()
             return STEP(state, batch)
 
-        run(step, root=tmp_path, checkpoint_every=2, observers=[told])
-        assert told.events.index("saved 2") < told.events.index(5)
+        run(step, root=tmp_path, checkpoint_every=3, observers=[told])
+        assert told.events.index("saved 3") < told.events.index(6)
 
     def test_a_slow_disk_slows_training_down(self, tmp_path, lazy_disk, monkeypatch):
         """At most one save is on its way: the second waits for the first."""
@@ -383,6 +423,40 @@ class TestObservers:
         monkeypatch.setattr(Save, "run", counting)
         run(root=tmp_path, checkpoint_every=1)
         assert most == [1] * 7
+
+
+class TestWriter:
+    """The writer alone."""
+
+    def test_two_saves_never_overlap(self):
+        """Nor does what is to be done after one of them, whoever submits."""
+        running, most = [], []
+
+        def work():
+            running.append(1)
+            time.sleep(0.005)
+            most.append(len(running))
+
+        writer = Writer(after_save=running.clear)
+        saves = [writer.submit(Prepared(Path(str(i)), work)) for i in range(4)]
+        writer.drain()
+        assert not writer.writing
+        assert most == [1] * 4
+        assert all(save.durable and save.error is None for save in saves)
+
+    def test_what_is_to_be_called_when_idle_is_called_once(self):
+        """At once where nothing is being written, else by the writer."""
+        gate, called = threading.Event(), []
+        writer = Writer()
+        writer.when_idle(lambda: called.append("before"))
+        writer.submit(Prepared(Path("a"), lambda: gate.wait(LONG)))
+        writer.when_idle(lambda: called.append("during"))
+        assert called == ["before"]
+        assert writer.writing
+        gate.set()
+        wait_for_writers()
+        writer.when_idle(lambda: called.append("after"))
+        assert called == ["before", "during", "after"]
 
 
 class TestEnds:
@@ -413,10 +487,7 @@ class TestEnds:
         with pytest.raises(hf.RootLocked):
             Lock(tmp_path / "lock")
         gate.set()
-        for _ in range(1000):
-            if not [each for each in threading.enumerate() if each.name == "helios_fn-checkpoint"]:
-                break
-            time.sleep(0.01)
+        wait_for_writers()
         assert run(root=tmp_path, resume="last").reason is hf.Reason.TOTAL
         assert "run_epoch_0_iter_2" in names(tmp_path)
 
@@ -440,6 +511,7 @@ class TestEnds:
                 run(root=tmp_path)
         finally:
             gate.set()
+            wait_for_writers()
 
     @pytest.mark.parametrize("error", [SystemExit, hf.testing.Crash])
     def test_whatever_else_ends_a_run_waits(self, tmp_path, lazy_disk, error):
