@@ -374,8 +374,8 @@ class Told(hf.Observer):
         self.events.append(state.counters.iteration)
 
     def on_checkpoint(self, path, state):
-        assert Store(path.parents[1], "run").at(path).iteration == state.counters.iteration, "not durable"
         self.names.append(path.name)
+        assert Store(path.parents[1], "run").at(path).iteration == state.counters.iteration, "not durable"
         self.events.append(f"saved {state.counters.iteration}")
         self.threads.add(threading.current_thread())
 
@@ -443,6 +443,20 @@ class TestWriter:
         assert not writer.writing
         assert most == [1] * 4
         assert all(save.durable and save.error is None for save in saves)
+
+    @pytest.mark.parametrize("background", [True, False])
+    def test_only_what_was_written_is_durable(self, background):
+        """An error of the hook that follows is no error of the checkpoint."""
+
+        def fail():
+            raise KeyError("boom")
+
+        failed = Writer(background=background).submit(Prepared(Path("a"), fail))
+        pruned = Writer(background=background, after_save=fail).submit(Prepared(Path("b"), lambda: None))
+        for save, durable in ((failed, False), (pruned, True)):
+            save.wait()
+            assert save.durable is durable
+            assert isinstance(save.error, KeyError)
 
     def test_what_is_to_be_called_when_idle_is_called_once(self):
         """At once where nothing is being written, else by the writer."""
