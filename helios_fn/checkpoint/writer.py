@@ -1,7 +1,6 @@
-"""Saving while training goes on: a thread writes one checkpoint, and there is never a second such thread.
+"""Saving while training goes on: a thread writes one checkpoint, and never two at a time.
 
-A state never changes, so what is being written need not be copied first. A thread lives as long as its save and
-no longer: none is left to end, to inherit by a fork, or to keep an interpreter from exiting.
+A state never changes, so what is being written need not be copied first.
 """
 
 from __future__ import annotations
@@ -12,9 +11,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+THREAD_NAME = "helios_fn-checkpoint"
 _NICENESS = 10
 """How much less urgent than training: with few cores, training goes first."""
 
@@ -80,7 +81,10 @@ class Save:
 
 
 class Writer:
-    """Runs saves one after another, each in a thread of its own while the caller goes on.
+    """Runs saves one after another, in a thread of its own while the caller goes on.
+
+    The thread starts with the first save and ends with `close`. A process that exits before that ends a save which
+    it has begun, and is kept by nothing else.
 
     Args:
         background: ``False`` makes `submit` do the work itself; the files are the same.
@@ -92,6 +96,7 @@ class Writer:
         self._background = background
         self._after_save = after_save
         self._last: Save | None = None
+        self._thread: ThreadPoolExecutor | None = None
 
     @property
     def writing(self) -> bool:
@@ -102,14 +107,16 @@ class Writer:
         """Begin a save, after the one before has ended: a disk that is too slow slows training down."""
         self.drain()
         self._last = save = Save(prepared.path)
-        work = (prepared.write, self._after_save)
         if not self._background:
-            save.run(*work)
+            save.run(prepared.write, self._after_save)
             return save
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=THREAD_NAME, initializer=_let_training_go_first)
         try:
-            threading.Thread(target=_run_aside, args=(save, *work), name="helios_fn-checkpoint").start()
+            self._thread.submit(save.run, prepared.write, self._after_save)
         except RuntimeError:  # no more threads, or the interpreter is about to exit
-            save.run(*work)
+            self._background = False
+            save.run(prepared.write, self._after_save)
         return save
 
     def drain(self) -> None:
@@ -117,21 +124,23 @@ class Writer:
         if self._last is not None:
             self._last.wait()
 
-    def when_idle(self, then: Callable[[], None]) -> None:
-        """Call ``then`` as soon as nothing is being written, without waiting for it."""
+    def close(self, then: Callable[[], None]) -> None:
+        """End the thread, and call ``then`` when nothing is being written: now, or as the last act of a save.
+
+        Does not wait: `drain` does.
+        """
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
         if self._last is None:
             then()
         else:
             self._last.when_ended(then)
 
 
-def _run_aside(save: Save, write: Callable[[], object], after_save: Callable[[], object] | None) -> None:
+def _let_training_go_first() -> None:
     # Signals are the main thread's: here they would only interrupt system calls.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
-    if (
-        sys.platform == "linux"
-    ):  # elsewhere threads have no priority of their own, and their numbers mean something else
+    if sys.platform == "linux":  # elsewhere threads have no priority, and their numbers are those of other processes
         with contextlib.suppress(OSError):
             thread = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
-    save.run(write, after_save)

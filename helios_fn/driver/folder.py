@@ -72,7 +72,7 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             # A run waits for its writer, but not when it is aborted: then the writer is the last to leave.
-            self._writer.when_idle(self._lock.release)
+            self._writer.close(self._lock.release)
 
     @property
     def keeps(self) -> bool:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -19,6 +20,7 @@ import torch
 import helios_fn as hf
 from helios_fn import tree
 from helios_fn.checkpoint import FileSystem, Lock, Prepared, Save, Store, Writer
+from helios_fn.checkpoint.writer import THREAD_NAME
 from helios_fn.driver.folder import RunFolder
 from helios_fn.errors import StateOverwritten
 from helios_fn.state import OUTPUT_ONLY
@@ -46,12 +48,7 @@ def nobody_writes_on():
 
 
 def writers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "helios_fn-checkpoint"]
-
-
-def wait_for_writers() -> None:
-    for thread in writers():
-        thread.join(LONG)
+    return [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
 
 
 @pytest.fixture
@@ -153,6 +150,7 @@ class TestWhatIsWritten:
         writer = Writer()
         writer.submit(prepared)
         writer.drain()
+        writer.close(lambda: None)
         assert on_disk(tmp_path, fresh()) == {prepared.path.name: tree.digest(state)}
 
 
@@ -397,14 +395,24 @@ class TestObservers:
         for i in (2, 4, 6, 7):
             assert told.events.index(i) < told.events.index(f"saved {i}")
 
-    def test_at_the_iteration_after_it_has_become_durable(self, tmp_path):
+    def test_at_the_iteration_after_it_has_become_durable(self, tmp_path, monkeypatch):
         """Not only at the end, nor only when the next save has to wait."""
         told = Told()
 
         def step(state, batch):
             if state.counters.iteration == 4:
-                wait_for_writers()
+                assert durable.wait(LONG)
             return STEP(state, batch)
+
+        durable = threading.Event()
+        run_save = Save.run
+
+        def telling(self, *work):
+            run_save(self, *work)
+            if self.path.name.endswith("iter_3"):
+                durable.set()
+
+        monkeypatch.setattr(Save, "run", telling)
 
         run(step, root=tmp_path, checkpoint_every=3, observers=[told])
         assert told.events.index("saved 3") < told.events.index(6)
@@ -440,6 +448,7 @@ class TestWriter:
         writer = Writer(after_save=running.clear)
         saves = [writer.submit(Prepared(Path(str(i)), work)) for i in range(4)]
         writer.drain()
+        writer.close(lambda: None)
         assert not writer.writing
         assert most == [1] * 4
         assert all(save.durable and save.error is None for save in saves)
@@ -451,26 +460,43 @@ class TestWriter:
         def fail():
             raise KeyError("boom")
 
-        failed = Writer(background=background).submit(Prepared(Path("a"), fail))
-        pruned = Writer(background=background, after_save=fail).submit(Prepared(Path("b"), lambda: None))
-        for save, durable in ((failed, False), (pruned, True)):
-            save.wait()
+        failing, pruning = Writer(background=background), Writer(background=background, after_save=fail)
+        failed = failing.submit(Prepared(Path("a"), fail))
+        pruned = pruning.submit(Prepared(Path("b"), lambda: None))
+        for writer, save, durable in ((failing, failed, False), (pruning, pruned, True)):
+            writer.drain()
+            writer.close(lambda: None)
             assert save.durable is durable
             assert isinstance(save.error, KeyError)
 
-    def test_what_is_to_be_called_when_idle_is_called_once(self):
-        """At once where nothing is being written, else by the writer."""
-        gate, called = threading.Event(), []
-        writer = Writer()
-        writer.when_idle(lambda: called.append("before"))
-        writer.submit(Prepared(Path("a"), lambda: gate.wait(LONG)))
-        writer.when_idle(lambda: called.append("during"))
-        assert called == ["before"]
+    def test_what_is_to_be_called_at_the_close_is_called_once(self):
+        """At once where nothing is being written, else as the last act of the save."""
+        called = []
+        Writer().close(lambda: called.append("never wrote"))
+        gate, writer = threading.Event(), Writer()
+        save = writer.submit(Prepared(Path("a"), lambda: gate.wait(LONG)))
+        writer.close(lambda: called.append("wrote"))
+        assert called == ["never wrote"]
         assert writer.writing
         gate.set()
-        wait_for_writers()
-        writer.when_idle(lambda: called.append("after"))
-        assert called == ["before", "during", "after"]
+        writers()[0].join(LONG)
+        assert called == ["never wrote", "wrote"]
+        save.when_ended(lambda: called.append("later"))
+        assert called[2:] == ["later"]
+
+    def test_an_interpreter_that_exits_ends_what_was_begun(self, tmp_path):
+        """And waits for nothing else: a loop that was never closed keeps nobody waiting."""
+        program = (
+            "import sys, time, pathlib\n"
+            "from helios_fn.checkpoint import Prepared, Writer\n"
+            "target = pathlib.Path(sys.argv[1])\n"
+            "idle, busy = Writer(), Writer()\n"
+            "idle.submit(Prepared(target, lambda: None)).wait()\n"
+            "busy.submit(Prepared(target, lambda: (time.sleep(0.2), target.write_text('whole'))))\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(hf.__file__).parents[1])}
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], check=True, timeout=60, env=environment)
+        assert (tmp_path / "a").read_text() == "whole"
 
 
 class TestEnds:
@@ -501,7 +527,7 @@ class TestEnds:
         with pytest.raises(hf.RootLocked):
             Lock(tmp_path / "lock")
         gate.set()
-        wait_for_writers()
+        writers()[0].join(LONG)
         assert run(root=tmp_path, resume="last").reason is hf.Reason.TOTAL
         assert "run_epoch_0_iter_2" in names(tmp_path)
 
@@ -525,7 +551,6 @@ class TestEnds:
                 run(root=tmp_path)
         finally:
             gate.set()
-            wait_for_writers()
 
     @pytest.mark.parametrize("error", [SystemExit, hf.testing.Crash])
     def test_whatever_else_ends_a_run_waits(self, tmp_path, lazy_disk, error):
@@ -541,7 +566,7 @@ class TestEnds:
         def none_left(self):
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(threading.Thread, "start", none_left)
+        monkeypatch.setattr(threading.Thread, "start", none_left)  # what the executor calls
         assert run(root=tmp_path).reason is hf.Reason.TOTAL
         assert names(tmp_path) == ["run_epoch_0_iter_0", "run_epoch_1_iter_6"]
 
