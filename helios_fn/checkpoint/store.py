@@ -19,7 +19,7 @@ from .lock import Lock
 from .manifest import Manifest, encode, versions
 from .names import UNFINISHED, check_name, folder_name
 from .saveable import check_saveable
-from .untouched import Untouched
+from .untouched import Untouched, wait_for_devices
 from .writer import Prepared
 
 _log = logging.getLogger("helios_fn")
@@ -152,8 +152,9 @@ class Store:
     ) -> Prepared:
         """The part of `save` that needs no disk: refuse now what it would refuse, and remember what to write.
 
-        Takes milliseconds for a state of any size, since no tensor is read. ``write`` may then be called in
-        another thread; the state must not change before it has returned, and nobody else may use the store.
+        Takes milliseconds for a state of any size, since no tensor is read; accelerators finish what they have
+        been told to compute. ``write`` may then be called in another thread; the state must not change before it has
+        returned, and nobody else may use the store.
         """
         if metadata:
             check_name("metadata", metadata)
@@ -162,6 +163,7 @@ class Store:
         encode(description)  # to refuse a bad record or count before anything is written
         folder = self.folder / folder_name(self.name, epoch, micro_step, metadata)
         untouched = Untouched(state, folder)
+        wait_for_devices(state)
 
         def write() -> None:
             content = format.snapshot(state)

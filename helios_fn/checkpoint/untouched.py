@@ -1,4 +1,4 @@
-"""Noticing that somebody writes to a tree while it is being saved."""
+"""What makes it safe to read a tree in another thread: it is complete, and nobody writes to it meanwhile."""
 
 from __future__ import annotations
 
@@ -43,6 +43,15 @@ class Untouched:
             f"cannot save {self._folder}: {', '.join(written[:3])}{more} was written to while it was being saved. "
             "A state never changes: write to a .clone(), and let observers and validation only read"
         )
+
+
+def wait_for_devices(tree: Tree) -> None:
+    """Wait until the tensors of a tree have their values, so that another thread, with a stream of its own, reads them.
+
+    Nothing is copied: that thread transfers them while training goes on.
+    """
+    for device in {leaf.device for leaf in trees.leaves(tree) if isinstance(leaf, torch.Tensor) and not leaf.is_cpu}:
+        torch.accelerator.synchronize(device)
 
 
 def _versions(tree: Tree) -> list[int]:
