@@ -213,7 +213,7 @@ FAULTS = [
         ASYNC,
     ),
     Fault(
-        "two_saves_at_a_time", WRITER,
+        "states_queue_up_behind_a_slow_disk", WRITER,
         "        self.drain()\n        self._last = save",
         "        self._last = save",
         ASYNC,

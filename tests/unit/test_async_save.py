@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -436,9 +437,9 @@ class TestObservers:
 class TestWriter:
     """The writer alone."""
 
-    def test_two_saves_never_overlap(self):
-        """Nor does what is to be done after one of them, whoever submits."""
-        running, most = [], []
+    def test_a_save_begins_when_the_one_before_has_ended(self):
+        """With what was to be done after it: states never queue up behind a slow disk, each one in memory."""
+        running, most, saves = [], [], []
 
         def work():
             running.append(1)
@@ -446,7 +447,9 @@ class TestWriter:
             most.append(len(running))
 
         writer = Writer(after_save=running.clear)
-        saves = [writer.submit(Prepared(Path(str(i)), work)) for i in range(4)]
+        for i in range(4):
+            saves.append(writer.submit(Prepared(Path(str(i)), work)))
+            assert all(save.ended for save in saves[:-1])
         writer.drain()
         writer.close(lambda: None)
         assert not writer.writing
@@ -468,6 +471,18 @@ class TestWriter:
             writer.close(lambda: None)
             assert save.durable is durable
             assert isinstance(save.error, KeyError)
+
+    def test_a_state_is_let_go_when_it_is_on_disk(self):
+        """Neither the writer nor the save that it returned keeps it in memory."""
+        writer, saves, tensors = Writer(), [], []
+        for i in range(2):
+            tensor = torch.zeros(3)
+            tensors.append(weakref.ref(tensor))
+            saves.append(writer.submit(Prepared(Path(str(i)), tensor.sum)))
+            del tensor
+        assert tensors[0]() is None
+        writer.drain()
+        writer.close(lambda: None)
 
     def test_what_is_to_be_called_at_the_close_is_called_once(self):
         """At once where nothing is being written, else as the last act of the save."""
