@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 import os
 import re
@@ -136,7 +137,16 @@ class RunConfig:
         checkpoint_every: when the state is saved; needs ``root``. A run with a root also saves its
             first and its last state.
         retention: which checkpoints stay; ``None`` keeps all.
+        checkpoint_every_seconds: save also when the last save began so long ago (seconds, or a ``timedelta``): what
+            a crash may cost in time. Like ``max_time`` it is looked at after each iteration, and changes no
+            bit of the training and no row of the logs.
+        async_save: write checkpoints in a thread while training goes on; the files are the same. Nothing is copied,
+            since states do not change: a state stays in memory until it is on disk. At most one is on its way,
+            and a run does not end before it.
         early_stop: end the run when validation no longer improves.
+        max_time: the time limit of one launch (seconds, or a ``timedelta``), from the call on: after the first
+            iteration beyond it the state is saved and the run ends with `Reason.TIME`. Leave room
+            for one iteration, its validation and a save.
         root: the folder of the run; ``None`` keeps everything in memory.
         name: names the checkpoints and logs: letters, digits, ``_``, ``.`` and ``-``.
         resume: ``"auto"`` continues from the newest valid checkpoint or starts fresh; ``"last"`` and
@@ -167,7 +177,10 @@ class RunConfig:
     validate_every: Cadence = None
     checkpoint_every: Cadence = None
     retention: Retention | None = None
+    checkpoint_every_seconds: float | datetime.timedelta | None = None
+    async_save: bool = True
     early_stop: EarlyStop | None = None
+    max_time: float | datetime.timedelta | None = None
     root: str | Path | None = None
     name: str = "run"
     resume: str | Path | None = "auto"
@@ -192,6 +205,9 @@ class RunConfig:
             _check_count("micro_batches", self.micro_batches)
         for field in ("log_every", "validate_every", "checkpoint_every"):
             _check_cadence(field, getattr(self, field))
+        for field in ("max_time", "checkpoint_every_seconds"):
+            _seconds(field, getattr(self, field))
+        _check_choice("async_save", self.async_save, Literal[True, False])
         if type(self.purity_checks) is not int or self.purity_checks < 0:
             raise ValueError(f"purity_checks must be an integer of at least 0, got {self.purity_checks!r}")
         if self.donate not in (True, False, "auto"):
@@ -218,8 +234,9 @@ class RunConfig:
         if self.early_stop is not None and not isinstance(self.early_stop, EarlyStop):
             raise TypeError(f"early_stop must be an hf.EarlyStop, got {type(self.early_stop).__name__}")
         self._check_monitors()
-        if self.root is None and self.checkpoint_every is not None:
-            raise ValueError("checkpoint_every needs a folder to save into: set root")
+        for field in ("checkpoint_every", "checkpoint_every_seconds"):
+            if self.root is None and getattr(self, field) is not None:
+                raise ValueError(f"{field} needs a folder to save into: set root")
         if self.non_finite == "rollback" and self.root is None:
             raise ValueError("non_finite='rollback' needs checkpoints to go back to: set root")
         if self.early_stop is not None and self.validate_every is None:
@@ -253,9 +270,17 @@ class RunConfig:
         value: Cadence = getattr(self, field)
         return Every(value, self.unit) if isinstance(value, int) else value
 
+    def seconds(self, field: Literal["max_time", "checkpoint_every_seconds"]) -> float:
+        """A duration in seconds; infinite where none is set."""
+        return _seconds(field, getattr(self, field))
+
     def describe(self) -> dict[str, Json]:
-        """The configuration as plain JSON values, for the manifest of a checkpoint."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """The configuration as plain JSON values, for the manifest of a checkpoint.
+
+        Without ``async_save``: a checkpoint is the same whichever way it was written.
+        """
+        names = [field.name for field in dataclasses.fields(self) if field.name != "async_save"]
+        return {name: _plain(getattr(self, name)) for name in names}
 
 
 def _plain(value: Any) -> Json:
@@ -263,9 +288,22 @@ def _plain(value: Any) -> Json:
         return repr(value)  # strict JSON has no infinity
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return getattr(value, "__qualname__", None) or str(value)
+
+
+def _seconds(name: str, value: Any) -> float:
+    if value is None:
+        return math.inf
+    seconds = value.total_seconds() if isinstance(value, datetime.timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{name} must be a number of seconds, a datetime.timedelta or None, got {value!r}")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{name} must be a positive, finite number of seconds, got {value!r}")
+    return float(seconds)
 
 
 def _check_count(name: str, value: Any, remark: str = "") -> None:

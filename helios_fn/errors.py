@@ -26,6 +26,10 @@ class RootLocked(CheckpointError):
     """Another process is using the same run folder."""
 
 
+class StateOverwritten(CheckpointError, PurityError):
+    """A state was written to while it was being saved. The checkpoint is dropped, and what followed is not trusted."""
+
+
 class RunFailed(RuntimeError):
     """Training stopped by an exception, which is this one's ``__cause__``.
 

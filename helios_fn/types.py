@@ -174,8 +174,9 @@ class Observer:
 
     The order of calls: ``on_start``, ``on_checkpoint`` for the first state, then per iteration
     ``on_iteration``, ``on_row`` (when a row is logged), ``on_validation_batch`` (per batch, where the
-    validation reports it), ``on_validation``, ``on_checkpoint``; last ``on_end``, also after a failure
-    (then ``reason`` is ``None``).
+    validation reports it), ``on_validation``; last ``on_end``, also after a failure (then ``reason`` is ``None``).
+    ``on_checkpoint`` comes once for each checkpoint, in order, when it is durable: with ``async_save`` at the end of
+    one of the iterations that follow, the last ones before ``on_end``. All are called in the thread that trains.
     """
 
     def on_start(self, info: RunInfo, state: Any) -> None: ...
@@ -195,11 +196,12 @@ class Reason(enum.Enum):
     SHOULD_STOP = "should_stop asked for it"
     NON_FINITE = "the loss or a gradient was not finite"
     SIGNAL = "a signal asked the process to stop; run the same line again to go on"
+    TIME = "the time limit of this launch was reached; run the same line again to go on"
 
     @property
     def finished(self) -> bool:
         """Whether running again would train nothing more."""
-        return self not in (Reason.SIGNAL, Reason.NON_FINITE)
+        return self not in (Reason.SIGNAL, Reason.TIME, Reason.NON_FINITE)
 
 
 class Result(NamedTuple):
@@ -209,6 +211,21 @@ class Result(NamedTuple):
     reason: Reason
     message: str = ""
 
+    @property
+    def exit_status(self) -> int:
+        """A status for ``sys.exit`` that tells a scheduler whether to start the same line again.
+
+        0: the run is finished. 75: it stopped early, by a signal or its time limit, with its last state on disk;
+        start it again (``EX_TEMPFAIL`` of
+        [sysexits](https://man.freebsd.org/cgi/man.cgi?query=sysexits): "the user is invited to retry later").
+        1: it ended for another reason, as it does when `RunFailed` is raised.
+        """
+        if self.reason in (Reason.SIGNAL, Reason.TIME):
+            return EX_TEMPFAIL
+        return 0 if self.reason.finished else 1
+
+
+EX_TEMPFAIL = 75  # not from os, which has it on Unix only
 
 Step: TypeAlias = Callable[[Any, Any], Any]
 """``step(state, batch) -> state``: pure, deterministic, structure preserving."""

@@ -53,6 +53,7 @@ class Case:
     early_stop: int | None = None
     checkpoint_every: hf.Every | None = dataclasses.field(default_factory=lambda: hf.Every(2, "iteration"))
     retention: hf.Retention | None = None
+    async_save: bool = True
     seed: int = 6691
 
 
@@ -229,6 +230,7 @@ def make_config(case: Case) -> hf.RunConfig:
         validate_every=case.validate_every,
         checkpoint_every=case.checkpoint_every,
         retention=None if case.checkpoint_every is None else case.retention,
+        async_save=case.async_save,
         early_stop=stop,
         root=None if case.checkpoint_every is None else "unused",
         progress=False,

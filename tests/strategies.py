@@ -60,6 +60,7 @@ def cases(draw, max_iterations: int = 8, sources=("loader", "dataloader", "strea
         own_validation=draw(st.booleans()),
         early_stop=draw(st.none() | st.integers(1, 3)) if validate is not None else None,
         checkpoint_every=draw(cadences(units=units)),
+        async_save=draw(st.booleans()),
         seed=draw(st.integers(0, 2**64 - 1)),
         retention=draw(retentions(validate is not None)),
     )

@@ -11,10 +11,13 @@ from .manifest import Manifest as Manifest
 from .partial import Report as Report
 from .partial import Restored as Restored
 from .partial import restore as restore
+from .pending import Pending as Pending
 from .retention import entry_of as entry_of
 from .retention import ranked as ranked
 from .saveable import check_saveable as check_saveable
-from .store import Pending as Pending
 from .store import Store as Store
 from .store import verify as verify
 from .weights import export as export
+from .writer import Prepared as Prepared
+from .writer import Save as Save
+from .writer import Writer as Writer

@@ -6,6 +6,7 @@ import bisect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from ..errors import CheckpointError
 from . import header
@@ -16,13 +17,16 @@ from .files import PIECE, THREADED, FileSystem, open_file, read_exactly, split
 _SMALL = 32 << 10  # shorter neighbours are read together
 _SHOWN = 3
 
+Target: TypeAlias = memoryview | int
+"""Where an array goes; or the number of its bytes, if it is to be checked and not kept."""
+
 
 def read(
     files: FileSystem,
     path: Path,
     expected: FileEntry,
     entries: Sequence[header.Entry],
-    targets: Callable[[], Sequence[memoryview]] | None,
+    targets: Callable[[], Sequence[Target]] | None,
 ) -> None:
     """Read the arrays into ``targets()``, if given; each byte of the file is checked in any case.
 
@@ -64,17 +68,22 @@ def read(
 class _Memory:
     """Pieces of memory that hold a file, one after another."""
 
-    def __init__(self, views: Sequence[memoryview]) -> None:
-        self._views = views
-        self._starts = [0, *itertools.accumulate(len(view) for view in views)]
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = targets
+        sizes = (target if isinstance(target, int) else len(target) for target in targets)
+        self._starts = [0, *itertools.accumulate(sizes)]
 
     def between(self, start: int, stop: int) -> Iterator[memoryview]:
-        """The memory of a range of bytes of the file, in order."""
-        for number in range(bisect.bisect_right(self._starts, start) - 1, len(self._views)):
-            first = self._starts[number]
+        """The memory of a range of bytes of the file, in order; new memory for what is not kept."""
+        for number in range(bisect.bisect_right(self._starts, start) - 1, len(self._targets)):
+            first, target = self._starts[number], self._targets[number]
             if first >= stop:
                 return
-            yield self._views[number][max(start - first, 0) : stop - first]
+            low, high = max(start - first, 0), min(stop, self._starts[number + 1]) - first
+            if isinstance(target, int):
+                yield from (memoryview(bytearray(min(PIECE, high - at))) for at in range(low, high, PIECE))
+            else:
+                yield target[low:high]
 
 
 def _pieces(memory: _Memory | None, start: int, stop: int) -> Iterator[list[memoryview]]:

@@ -169,13 +169,9 @@ def read_leaves(
     needed = {leaf.storage for leaf in leaves.values() if isinstance(leaf, TensorSpec)}
     memory: list[torch.Tensor] = []
 
-    def targets() -> Iterator[memoryview]:
-        for number, entry in enumerate(stored.entries):
-            memory.append(storages.allocate(entry.size if number in needed else 0))
-            if number in needed:
-                yield storages.as_bytes(memory[-1])
-            else:
-                yield from arrays.scratch([entry.size])
+    def targets() -> list[arrays.Target]:
+        memory.extend(storages.allocate(entry.size if n in needed else 0) for n, entry in enumerate(stored.entries))
+        return [storages.as_bytes(memory[n]) if n in needed else entry.size for n, entry in enumerate(stored.entries)]
 
     arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, targets)
     place = storages.Placer(memory)

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..config import Retention
 from ..errors import CheckpointError
@@ -21,19 +21,13 @@ from .listing import Checkpoint, Damaged, first_valid, scan
 from .lock import Lock
 from .manifest import Manifest, decode, encode, versions
 from .names import UNFINISHED, check_name, folder_name
+from .pending import Pending, holds
 from .pruning import Pruner
 from .saveable import check_saveable
-from .snapshot import Snapshot, Snapshots
+from .snapshot import Snapshots
+from .untouched import Untouched, wait_for_devices
 
 _log = logging.getLogger("helios_fn")
-
-
-class Pending(NamedTuple):
-    """A checkpoint that has been checked and is yet to be written; it keeps the state's tensors alive."""
-
-    folder: Path
-    description: Manifest
-    content: Snapshot
 
 
 class Store:
@@ -179,7 +173,10 @@ class Store:
         description = Manifest(self.name, epoch, iteration, micro_step, metadata, {}, versions(), dict(record))
         # There and back, to refuse a bad record or count before anything is written, and to own the record.
         description = decode(encode(description))
-        return Pending(self.folder / folder_name(self.name, epoch, micro_step, metadata), description, content)
+        folder = self.folder / folder_name(self.name, epoch, micro_step, metadata)
+        untouched = Untouched(state, folder)
+        wait_for_devices(state)
+        return Pending(folder, description, content, untouched)
 
     def commit(self, pending: Pending, *, background: bool = False) -> Path:
         """Write what `prepare` returned, durably and all or nothing, and return the checkpoint's folder.
@@ -190,15 +187,16 @@ class Store:
         and less from the training.
 
         Raises:
-            CheckpointError: the disk refused. All earlier checkpoints are as they were.
+            CheckpointError: the disk refused, or the state has changed since `prepare`. All earlier checkpoints are as
+                they were.
         """
-        folder, description, content = pending
-        with disk_errors(f"save {folder}"):
-            if self._holds(folder, description, content):
+        with disk_errors(f"save {pending.folder}"):
+            if holds(self._files, pending):
+                pending.untouched.check()
                 self._files.sync_folder(self.folder)
             else:
-                self._write(folder, description, content, background)
-        return folder
+                self._write(pending, background)
+        return pending.folder
 
     def load(self, checkpoint: Checkpoint, like: Tree, *, free: Collection[str] = ()) -> Tree:
         """Load a checkpoint into the structure of ``like``, checking each byte again.
@@ -270,27 +268,16 @@ class Store:
 
     # Below, trouble with the disk is still an OSError: the public methods above translate it.
 
-    def _holds(self, folder: Path, description: Manifest, content: Snapshot) -> bool:
-        """Whether ``folder`` is a valid checkpoint of exactly this."""
-        if folder.name not in self._files.listdir(self.folder):
-            return False
-        try:
-            found = format.read_manifest(folder, files=self._files)
-            wanted = description._replace(files=found.files, versions=found.versions)
-            if encode(wanted) != encode(found) or content.files() != found.files:
-                return False
-            format.verify(folder, files=self._files)
-        except CheckpointError:
-            return False
-        return True
-
-    def _write(self, folder: Path, description: Manifest, content: Snapshot, background: bool) -> None:
+    def _write(self, pending: Pending, background: bool) -> None:
+        folder, description, content, untouched = pending
         unfinished = folder.with_name(UNFINISHED + folder.name)
         taken = self._files.listdir(self.folder)
         if unfinished.name in taken:
             remove_folder(self._files, unfinished)
         try:
-            complete = format.write(self._files, unfinished, content, description, background=background)
+            complete = format.write(
+                self._files, unfinished, content, description, background=background, check=untouched.check
+            )
         except BaseException:
             with contextlib.suppress(OSError):
                 remove_folder(self._files, unfinished)

@@ -38,7 +38,8 @@ class Donation:
         """Remember that somebody may hold ``state``: it stays as it is."""
         if self._ever:
             self._kept = weakref.ref(state)
-            self._places = frozenset(_place(leaf) for leaf in tree.leaves(_overwritten(state)))
+            # All its leaves: a step may well make a parameter of what was in ``extra``.
+            self._places = frozenset(_place(leaf) for leaf in tree.leaves(state)) - {0}
 
     def allows(self, before: TrainState, cursor: Cursor, look: Horizon) -> bool:
         """Whether the iteration that ends at ``cursor`` may overwrite ``before``; nothing is due before ``look``."""
@@ -46,16 +47,23 @@ class Donation:
             return False
         return self._always or (before.counters.iteration + 1 < look.iteration and cursor.epoch < look.epoch)
 
-    def private(self, state: TrainState) -> TrainState:
+    def private(self, state: TrainState, *, again: bool = False) -> TrainState:
         """``state`` with copies of those leaves that it shares with the state that was kept last.
 
         A step may pass leaves on as they are (frozen parameters, all of them while gradients are only collected), so
         states that nobody holds may share memory with one that somebody does. After one copy the states that follow
-        share nothing with it. What an older kept state shares, the last one shares too.
+        share nothing with it, but for what a step of the user's own had put aside in ``extra``. What an older kept
+        state shares, the last one shares too.
+
+        Args:
+            state: about to be given away.
+            again: look at the next state too, since a kept one is still being written to disk.
         """
         if self._places is None:
             return state
-        places, self._places = self._places, None
+        places = self._places
+        if not again:
+            self._places = None
         params, opt_state, averages = tree.map(
             lambda leaf: leaf.clone() if _place(leaf) in places and isinstance(leaf, torch.Tensor) else leaf,
             _overwritten(state),

@@ -14,27 +14,47 @@ from .loop import Loop
 _LOGGER = logging.getLogger("helios_fn")
 
 
-def save_after(error: Exception, loop: Loop) -> Path | None:
+def save_after(error: BaseException, loop: Loop) -> Path | None:
     """Save the last complete state and say where it is, unless the error means that it cannot be trusted.
 
     A state that an impure step wrote to, or that is not finite, must never become the newest
     checkpoint, nor one whose log rows only some sinks have: then the checkpoint before stays the newest. Nor can
-    a state be saved that was given away to a step which then failed.
+    a state be saved that was given away to a step which then failed. A save on its way has been ended before.
     """
     loop.outlets.discard()
     if loop.outlets.broken or isinstance(error, PurityError | NonFiniteError) or is_given_away(loop.complete):
         return None
     for lenient in (False, True):
-        if loop.saved_at == loop.complete.counters.iteration or not loop.folder.keeps:
+        if _is_saved(loop) or not loop.folder.keeps:
             break
         try:
             # Inside: after a fault of an accelerator, reading anything from it raises.
             if int(loop.complete.first_bad) >= 0:
                 return None
             loop.save(lenient=lenient)
+            loop.saving.hear()
         except Exception as second:
             _LOGGER.warning("saving the state before the failure: %s", second)
-    return loop.last_checkpoint if loop.saved_at == loop.complete.counters.iteration else None
+    return loop.saving.last_checkpoint if _is_saved(loop) else None
+
+
+def end_saving(error: BaseException, loop: Loop) -> BaseException:
+    """End the save on its way, and say which error decides what may be saved now.
+
+    What goes wrong with it must not hide the failure, nor be hidden by it: it is noted on ``error``.
+    """
+    try:
+        loop.saving.hear()
+    except Exception as second:
+        error.add_note(f"Also, in the save that was on its way: {type(second).__name__}: {second}")
+        _LOGGER.warning("in the save that was on its way when the run failed: %s: %s", type(second).__name__, second)
+        if isinstance(second, PurityError):
+            return second
+    return error
+
+
+def _is_saved(loop: Loop) -> bool:
+    return loop.saving.saved_at == loop.complete.counters.iteration
 
 
 def run_failed(error: Exception, loop: Loop, checkpoint: Path | None) -> RunFailed:
@@ -56,10 +76,10 @@ def run_failed(error: Exception, loop: Loop, checkpoint: Path | None) -> RunFail
 def _where_to_go_on(loop: Loop, checkpoint: Path | None) -> str:
     if is_given_away(loop.complete):
         lost = ". The state before it cannot be saved, for its memory was given away to the step (donate)"
-        return lost + ("" if loop.last_checkpoint is None else _newest(loop.last_checkpoint))
+        return lost + ("" if loop.saving.last_checkpoint is None else _newest(loop.saving.last_checkpoint))
     if checkpoint is not None:
         return f". The state after iteration {loop.complete.counters.iteration} is saved in {checkpoint}"
-    return "" if loop.last_checkpoint is None else _newest(loop.last_checkpoint)
+    return "" if loop.saving.last_checkpoint is None else _newest(loop.saving.last_checkpoint)
 
 
 def _newest(checkpoint: Path) -> str:

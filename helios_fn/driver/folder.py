@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from ..checkpoint import Checkpoint, Store, entry_of, ranked
+from ..checkpoint import Checkpoint, Lock, Prepared, Save, Store, Writer, entry_of, ranked
 from ..config import RunConfig
 from ..errors import CheckpointError
 from ..sinks import log_name
@@ -44,10 +44,17 @@ class RunFolder:
         facts: the geometry and environment of this run, see `record`.
         metadata: ``metadata(state) -> str`` is appended to the names of checkpoints, but for the first
             one, whose state has no metrics yet.
+        after_save: called where checkpoints are written, after each that has become durable and before the next;
+            `tidy` by default.
     """
 
     def __init__(
-        self, cfg: RunConfig, facts: Mapping[str, Json], metadata: Callable[[TrainState], str] | None = None
+        self,
+        cfg: RunConfig,
+        facts: Mapping[str, Json],
+        metadata: Callable[[TrainState], str] | None = None,
+        *,
+        after_save: Callable[[], object] | None = None,
     ) -> None:
         self._cfg = cfg
         # Through JSON and back, so that facts compare equal to what a checkpoint gives back.
@@ -56,18 +63,19 @@ class RunFolder:
         self._log_dir: Path | None = None
         self._root = None if cfg.root is None else Path(cfg.root).expanduser().absolute()
         self._store: Store | None = None
-        self._lock: Any = None
+        self._lock: Lock | None = None
+        self._writer = Writer(background=cfg.async_save, after_save=self.tidy if after_save is None else after_save)
 
     def __enter__(self) -> Self:
         if self._root is not None:
             self._store = Store(self._root, self._cfg.name)
             self._lock = self._store.lock()
-            self._lock.__enter__()
         return self
 
-    def __exit__(self, *details: object) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            self._lock.__exit__(*details)
+            # A run waits for its writer, but not when it is aborted: then the writer is the last to leave.
+            self._writer.close(self._lock.release)
 
     @property
     def keeps(self) -> bool:
@@ -103,10 +111,13 @@ class RunFolder:
         state = self._load(newest, like)
         return Start(state, _fact(newest, "sinks"), self._log_dir, None, newest.path)
 
-    def save(self, state: TrainState, marks: dict[str, Json], *, metadata: bool = True) -> Path | None:
-        """Write the state as a checkpoint and return its path; ``None`` without a root."""
-        if self._store is None:
-            return None
+    def save(self, state: TrainState, marks: dict[str, Json], *, metadata: bool = True) -> Save:
+        """Begin to write the state as a checkpoint, after the one before; needs a root.
+
+        All that the checkpoint says is found out now, and what cannot be saved is refused now. Only the disk's work
+        is left to the writer, which reads the tensors as they are: they must not change before it has ended.
+        """
+        assert self._store is not None
         record: dict[str, Json] = {
             **self._facts,
             "config": self._cfg.describe(),
@@ -115,7 +126,8 @@ class RunFolder:
             "validation": {name: repr(value) for name, value in fetch(state.validation.metrics).items()},
             "cycles": state.validation.cycles,
         }
-        path = self._store.save(
+        store, aside = self._store, self._cfg.async_save
+        pending = store.prepare(
             state,
             epoch=state.cursor.epoch,
             iteration=state.counters.iteration,
@@ -124,8 +136,7 @@ class RunFolder:
             metadata=self._label(state) if metadata else "",
             free=OUTPUT_ONLY,
         )
-        self.tidy()
-        return path
+        return self._writer.submit(Prepared(pending.folder, lambda: store.commit(pending, background=aside)))
 
     def tidy(self) -> None:
         """Remove the checkpoints that ``cfg.retention`` does not keep; to be called when a newer one is durable.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -128,32 +128,53 @@ def check_same_structure(state: TrainState, new: Any) -> None:
     check_kinds(kinds(state), new)
 
 
-def kinds(state: TrainState) -> dict[str, str]:
-    """What must not change during a run: for each path the type of its leaf, with shape and dtype."""
+class Kinds(NamedTuple):
+    """What must not change during a run: the structure of the state, and the type of each leaf."""
+
+    structure: Any
+    leaves: list[Any]
+
+    def by_path(self) -> dict[str, str]:
+        """The leaves in words."""
+        places = tree.items(tree.unflatten(self.structure, range(len(self.leaves))))
+        return {path: _in_words(self.leaves[place]) for path, place in places}
+
+
+def kinds(state: TrainState) -> Kinds:
+    """The `Kinds` of a state, without the parts of it whose structure is not known before training."""
     cursor = state.cursor._replace(position=None)
     validation = state.validation._replace(metrics={})
-    fixed = state.replace(metrics={}, cursor=cursor, validation=validation)
-    return {
-        path: tree.describe(leaf) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
-        for path, leaf in tree.items(fixed)
-    }
+    leaves, structure = tree.flatten(state.replace(metrics={}, cursor=cursor, validation=validation))
+    return Kinds(
+        structure, [(leaf.dtype, leaf.shape) if isinstance(leaf, torch.Tensor) else type(leaf) for leaf in leaves]
+    )
 
 
-def check_kinds(expected: dict[str, str], state: TrainState) -> None:
+def check_kinds(expected: Kinds, state: TrainState) -> None:
     """Check a state against the `kinds` of an earlier one.
 
     Raises:
         PurityError: with a table of the paths that changed.
     """
-    found = kinds(state)
+    kinds_found = kinds(state)
+    if kinds_found == expected:
+        return
+    old, new = expected.by_path(), kinds_found.by_path()
     changes = [
-        f"  {path}: {expected.get(path, 'absent')} became {found.get(path, 'absent')}"
-        for path in sorted(expected.keys() | found.keys())
-        if expected.get(path) != found.get(path)
+        f"  {path}: {old.get(path, 'absent')} became {new.get(path, 'absent')}"
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path)
     ]
     if changes:
         shown = "\n".join(changes[:10] + ([f"  ... and {len(changes) - 10} more"] if len(changes) > 10 else []))
         raise PurityError(f"the step changed the structure of the state, which is fixed during a run:\n{shown}")
+
+
+def _in_words(kind: Any) -> str:
+    if isinstance(kind, type):
+        return kind.__name__
+    dtype, shape = kind
+    return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
 
 
 def versions(state: TrainState) -> list[int]:

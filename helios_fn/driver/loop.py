@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import random, schedule
@@ -20,7 +19,9 @@ from .folder import RunFolder, Start
 from .guard import PurityGuard, check_kinds, check_unwritten, kinds, versions
 from .outlets import Outlets
 from .rows import make_row
+from .saving import Saving
 from .signals import StopSignal
+from .timer import Timer
 from .validation import record_validation
 
 ShouldStop = Callable[[TrainState], bool | str]
@@ -31,6 +32,8 @@ _FETCHING: Doing = ("fetching the data of", 1)
 _STEPPING: Doing = ("the step of", 1)
 _REACTING: Doing = ("what is due after", 1)
 _OBSERVED: Doing = ("an observer after", 0)
+_SAVING: Doing = ("the checkpoint after", 0)
+_HEARING: Doing = ("a save that had ended by", 0)
 
 
 class Surroundings(NamedTuple):
@@ -44,6 +47,7 @@ class Surroundings(NamedTuple):
     folder: RunFolder
     outlets: Outlets
     signal: StopSignal
+    timer: Timer
     validate: Validate | None
     should_stop: ShouldStop | None
 
@@ -59,7 +63,9 @@ class Loop:
     def __init__(self, around: Surroundings, start: Start) -> None:
         self.step, self.source, self.cfg, self.share = around.step, around.source, around.cfg, around.share
         self.donation = around.donation
-        self.folder, self.outlets, self.signal = around.folder, around.outlets, around.signal
+        self.folder, self.outlets = around.folder, around.outlets
+        self.signal, self.timer = around.signal, around.timer
+        self.saving = Saving(self.folder, self.outlets)
         self.validate, self.should_stop = around.validate, around.should_stop
         self.batch: Any = None
         self.ended = False
@@ -70,14 +76,14 @@ class Loop:
         self._passed_over: set[int] = set()
         self._metric_names: frozenset[str] | None = None
         self._kinds = kinds(start.state)
+        self._launched_at = start.state.counters.iteration
         self.begin(start)
 
     def begin(self, start: Start) -> None:
         """Go on from a state: the first one, or after a rollback."""
         self.state = self.complete = start.state
         self.donation.keep(start.state)
-        self.last_checkpoint: Path | None = start.checkpoint
-        self.saved_at = -1 if start.checkpoint is None else start.state.counters.iteration
+        self.saving.begin(start)
         self.message = ""
         if start.state.counters.iteration > 0 and start.state.metrics:
             self._metric_names = frozenset(start.state.metrics)
@@ -92,7 +98,7 @@ class Loop:
                 for delivery in feed:
                     delivered = True
                     self.consume(delivery)
-                    if not self._quiet or self.signal.received is not None:
+                    if not self._quiet or self.signal.received is not None or self.timer.is_over():
                         reason = self.stop_reason()
                     self.signal.waiting = True
                     yield self.state
@@ -131,6 +137,10 @@ class Loop:
             handler(self.state)
         if reacts:
             self.react(before)
+        if self.saving.news:
+            self.hear()
+        if self.timer.running:
+            self.heed_clock()
         self._quiet = not reacts and self.should_stop is None
 
     def stepped(self, before: TrainState, delivery: Delivery) -> TrainState:
@@ -138,7 +148,7 @@ class Loop:
         given = before.replace(metrics={})
         donate = self.donation.allows(before, delivery.cursor, self._look)
         if donate and before.counters.iteration not in self._passed_over:
-            given = self.donation.private(given)
+            given = self.donation.private(given, again=self.saving.writing)
             try:
                 return self.step.donating(given, self.batch)
             finally:
@@ -168,7 +178,7 @@ class Loop:
         if isinstance(self.source, Phases) and self.source.should_advance(self.state.cursor.phase, self.state):
             self.state = self.state.replace(cursor=schedule.next_phase(self.state.cursor))
         self.outlets.commit()
-        self.complete, self.doing = self.state, ("the checkpoint after", 0)
+        self.complete, self.doing = self.state, _SAVING
         if self._phased or due.validate:
             self.donation.keep(self.state)
         # Asked again: a phase that ends in the middle of an epoch completes it.
@@ -216,18 +226,33 @@ class Loop:
         return lambda done, total: self.outlets.emit("on_validation_batch", done, total)
 
     def save(self, *, lenient: bool = False) -> None:
-        """Write the last complete state as a checkpoint, with the marks of the logs as they stand.
+        """Begin to write the last complete state as a checkpoint, with the marks of the logs as they stand.
 
         With ``lenient``, what is not needed to go on (metadata, a sink that fails) cannot prevent it.
         """
         if not self.folder.keeps:
             return
+        self.hear()  # a disk that is too slow slows training down
         check_kinds(self._kinds, self.complete)
         self.donation.keep(self.complete)
-        path = self.folder.save(self.complete, self.outlets.flush(lenient=lenient), metadata=not lenient)
-        self.last_checkpoint, self.saved_at = path, self.complete.counters.iteration
+        self.saving.submit(self.complete, self.outlets.flush(lenient=lenient), metadata=not lenient)
+        self.timer.saved()
         self.step.watch_next()
-        self.outlets.emit("on_checkpoint", path, self.complete)
+        if not self.cfg.async_save:
+            self.saving.hear()
+
+    def hear(self) -> None:
+        """Wait for the save on its way, if there is one: its failure is a failure of the run."""
+        doing, self.doing = self.doing, _HEARING
+        self.saving.hear()
+        self.doing = doing
+
+    def heed_clock(self) -> None:
+        """Save by the clock. A state that went bad is left to the looks that come at fixed iterations."""
+        begun = self.saving.begun_at == self.complete.counters.iteration
+        if self.timer.save_is_due() and not begun and int(self.complete.first_bad) < 0:
+            self.doing = _SAVING
+            self.save()
 
     def heed_first_bad(self) -> bool:
         """Whether all iterations were finite; otherwise the policy has been applied.
@@ -240,6 +265,7 @@ class Loop:
             return bad < 0
         if self.cfg.non_finite == "rollback" and bad not in self._passed_over:
             self._passed_over.add(bad)
+            self.hear()  # it may be the very one to go back to
             start = self.folder.rollback(self.state)
             self.outlets.cut(start.marks)
             self.begin(start)
@@ -252,7 +278,7 @@ class Loop:
         )
 
     def stop_reason(self) -> Reason | None:
-        """The one stop test: of the configuration, the user's predicate, and signals, in this order."""
+        """The one stop test: of the configuration, the user's predicate, signals, and the clock, in this order."""
         self.doing = ("the stop test after", 0)
         reason = schedule.finished(self.state, self.cfg)
         # A fresh state has no metrics that the predicate could look at.
@@ -264,6 +290,9 @@ class Loop:
             return Reason.NON_FINITE
         if reason is None and self.signal.received is not None:
             reason, self.message = Reason.SIGNAL, self.signal.received.name
+        # A launch that only just manages to load its state gets one iteration further all the same.
+        if reason is None and self.state.counters.iteration > self._launched_at and self.timer.is_over():
+            reason, self.message = Reason.TIME, f"max_time={self.cfg.max_time}"
         if reason is not None and not self.heed_first_bad():
             return Reason.NON_FINITE if self.cfg.non_finite == "stop" else None
         return reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -10,19 +11,21 @@ from typing import Any
 from .. import schedule
 from ..config import RunConfig
 from ..data import Phases, as_source
+from ..errors import PurityError
 from ..sinks import Progress
 from ..state import TrainState
-from ..types import Json, Observer, Reason, Result, RunInfo, Sink, Step
+from ..types import Json, Observer, Result, RunInfo, Sink, Step
 from .border import PassThrough, check_combination, check_step, checked_state, checked_types, process
 from .donation import Donation
 from .evaluate import Validator
-from .failure import run_failed, save_after
+from .failure import end_saving, run_failed, save_after
 from .folder import RunFolder, Start
 from .guard import PurityGuard
 from .loop import Loop, ShouldStop, Surroundings, Validate
 from .outlets import Outlets
 from .record import environment, geometry
 from .signals import StopSignal
+from .timer import Clock, Timer
 
 _LOGGER = logging.getLogger("helios_fn")
 
@@ -39,6 +42,7 @@ def run(
     should_stop: ShouldStop | None = None,
     pass_through: Iterable[type[BaseException]] = (),
     checkpoint_metadata: Callable[[TrainState], str] | None = None,
+    clock: Clock = time.monotonic,
 ) -> Result:
     """Train until the configured end and return the final state and the reason.
 
@@ -59,6 +63,7 @@ def run(
             first step; ``True`` or a text ends the run. Must depend on the state alone.
         pass_through: exception types that are raised unchanged instead of as `RunFailed`.
         checkpoint_metadata: ``metadata(state) -> str``, appended to the names of checkpoints.
+        clock: the seconds that ``max_time`` and ``checkpoint_every_seconds`` count; replaced in tests.
 
     Raises:
         ValueError: the arguments contradict each other; nothing has been written.
@@ -77,6 +82,7 @@ def run(
         should_stop=should_stop,
         pass_through=pass_through,
         checkpoint_metadata=checkpoint_metadata,
+        clock=clock,
         shown=False,
     )
     while True:
@@ -98,6 +104,7 @@ def iterate(
     should_stop: ShouldStop | None = None,
     pass_through: Iterable[type[BaseException]] = (),
     checkpoint_metadata: Callable[[TrainState], str] | None = None,
+    clock: Clock = time.monotonic,
 ) -> Generator[TrainState, None, Result]:
     """The same loop as `run`, as a generator: yields the state after each iteration.
 
@@ -116,6 +123,7 @@ def iterate(
         should_stop=should_stop,
         pass_through=pass_through,
         checkpoint_metadata=checkpoint_metadata,
+        clock=clock,
         shown=True,
     )
 
@@ -132,9 +140,11 @@ def _states(
     should_stop: ShouldStop | None,
     pass_through: Iterable[type[BaseException]],
     checkpoint_metadata: Callable[[TrainState], str] | None,
+    clock: Clock,
     shown: bool,
 ) -> Generator[TrainState, None, Result]:
     """What `run` and `iterate` share; ``shown`` says whether somebody sees the states."""
+    timer = Timer(cfg, clock)
     check_step(step)
     source = as_source(loader)
     share = schedule.share_of(cfg, *process())
@@ -155,6 +165,7 @@ def _states(
         folder=RunFolder(cfg, facts, checkpoint_metadata),
         outlets=outlets,
         signal=StopSignal(),
+        timer=timer,
         validate=validate,
         should_stop=should_stop,
     )
@@ -185,7 +196,8 @@ def _drive(
             _tell_of_failure(loop)
             raise
         except BaseException as error:
-            failed = save_after(error, loop) if isinstance(error, Exception) else None
+            decisive = error if around.signal.aborted else end_saving(error, loop)
+            failed = save_after(decisive, loop) if isinstance(error, Exception) else None
             _tell_of_failure(loop)
             if isinstance(error, pass_through) or not isinstance(error, Exception):
                 raise
@@ -195,12 +207,12 @@ def _drive(
 def _lead(loop: Loop, info: RunInfo) -> Generator[TrainState, None, Result]:
     """A run from its start to its good end."""
     loop.outlets.emit("on_start", info, loop.state)
-    if loop.saved_at < 0:
+    if loop.saving.saved_at < 0:
         loop.save()
+        loop.hear()  # there is always something to go back to, and no thread while loaders fork their workers
     reason = yield from loop.train()
     loop.doing = ("the end after", 0)
-    if reason is not Reason.NON_FINITE:
-        _save_last(loop)
+    _save_last(loop)
     loop.ended = True
     loop.outlets.emit("on_end", loop.state, reason)
     loop.outlets.close()
@@ -208,8 +220,21 @@ def _lead(loop: Loop, info: RunInfo) -> Generator[TrainState, None, Result]:
 
 
 def _save_last(loop: Loop) -> None:
-    if loop.saved_at != loop.complete.counters.iteration and int(loop.complete.first_bad) < 0:
+    """Leave the last state on disk, also where the save before it failed; that failure is raised then."""
+    try:
+        loop.hear()
+    except PurityError:
+        raise
+    except Exception:
+        _save_unsaved(loop)
+        raise
+    _save_unsaved(loop)
+
+
+def _save_unsaved(loop: Loop) -> None:
+    if loop.saving.saved_at != loop.complete.counters.iteration and int(loop.complete.first_bad) < 0:
         loop.save()
+        loop.hear()
 
 
 def _tell_of_failure(loop: Loop) -> None:

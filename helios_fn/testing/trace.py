@@ -88,9 +88,11 @@ class Job:
     keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def in_root(self, root: str | Path) -> Job:
-        """The same job, quiet, with checkpoints in ``root`` (every second iteration if it had none)."""
+        """The same job, quiet, with checkpoints in ``root`` (every second iteration if it had none), no time limit."""
         every = self.cfg.checkpoint_every or Every(2, "iteration")
-        cfg = dataclasses.replace(self.cfg, root=root, progress=False, resume="auto", checkpoint_every=every)
+        cfg = dataclasses.replace(
+            self.cfg, root=root, progress=False, resume="auto", checkpoint_every=every, max_time=None
+        )
         return dataclasses.replace(self, cfg=cfg)
 
     def initial_state(self) -> Any:
@@ -143,7 +145,7 @@ def _result(states: Generator[Any, None, Result], stop: Stop | None) -> Result |
                 states.close()
                 return None
     except StopIteration as end:
-        return None if end.value.reason is Reason.SIGNAL else end.value
+        return None if end.value.reason in (Reason.SIGNAL, Reason.TIME) else end.value
 
 
 def run_with(job: Job, stops: list[Stop], root: Path | None = None) -> Trace:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 RESUME = ("tests/laws/test_resume.py",)
 LAWS = ("tests/laws",)
+ASYNC = ("tests/unit/test_async_save.py",)
 
 
 class Fault(NamedTuple):
@@ -32,6 +33,7 @@ FOLDER = "helios_fn/driver/folder.py"
 STORE = "helios_fn/checkpoint/store.py"
 LOOP = "helios_fn/driver/loop.py"
 SCHEDULE = "helios_fn/schedule.py"
+WRITER = "helios_fn/checkpoint/writer.py"
 
 FAULTS = [
     Fault(
@@ -192,7 +194,67 @@ FAULTS = [
         "a_state_being_saved_is_overwritten", LOOP,
         "        self.donation.keep(self.complete)\n",
         "",
-        ("tests/unit/test_donation.py",),
+        ASYNC,
+    ),
+    Fault(
+        "what_a_state_in_flight_shares_is_overwritten", LOOP,
+        "again=self.saving.writing",
+        "again=False",
+        ASYNC,
+    ),
+    Fault(
+        "a_torn_checkpoint_is_committed", "helios_fn/checkpoint/format.py",
+        "    check()\n",
+        "",
+        ASYNC,
+    ),
+    Fault(
+        "a_failed_save_counts", WRITER,
+        "            write()\n            self.durable = True\n",
+        "            self.durable = True\n            write()\n",
+        ASYNC,
+    ),
+    Fault(
+        "states_queue_up_behind_a_slow_disk", WRITER,
+        "        self.drain()\n        self._last = save",
+        "        self._last = save",
+        ASYNC,
+    ),
+    Fault(
+        "the_lock_is_released_before_the_writer_has_left", FOLDER,
+        "self._writer.close(self._lock.release)",
+        "self._lock.release()",
+        ASYNC,
+    ),
+    Fault(
+        "a_failing_save_is_hidden_by_another_failure", "helios_fn/driver/failure.py",
+        "        error.add_note(",
+        "        str(",
+        ASYNC,
+    ),
+    Fault(
+        "what_came_after_a_torn_save_is_saved", "helios_fn/driver/failure.py",
+        "        if isinstance(second, PurityError):\n            return second\n",
+        "",
+        ASYNC,
+    ),
+    Fault(
+        "a_rollback_passes_over_the_save_on_its_way", LOOP,
+        "            self.hear()  # it may be the very one to go back to\n",
+        "",
+        ASYNC,
+    ),
+    Fault(
+        "a_state_that_is_not_finite_is_saved_by_the_clock", LOOP,
+        " and not begun and int(self.complete.first_bad) < 0:\n",
+        " and not begun:\n",
+        ("tests/unit/test_time.py",),
+    ),
+    Fault(
+        "a_launch_without_progress", LOOP,
+        "self.state.counters.iteration > self._launched_at and ",
+        "",
+        ("tests/unit/test_time.py",),
     ),
     Fault(
         "shown_states_are_overwritten", "helios_fn/driver/donation.py",
@@ -226,8 +288,8 @@ FAULTS = [
     ),
     Fault(
         "last_state_not_saved", "helios_fn/driver/run.py",
-        "    if loop.saved_at != loop.complete.counters.iteration and int(loop.complete.first_bad) < 0:\n        loop.save()\n",
-        "    return\n",
+        "    if loop.saving.saved_at != loop.complete.counters.iteration and int(loop.complete.first_bad) < 0:\n",
+        "    if False:\n",
         ("tests/unit/test_driver.py", "tests/laws/test_counting.py"),
     ),
     Fault(

@@ -359,7 +359,7 @@ class TestEnds:
         with pytest.raises(hf.RunFailed, match="watches 'loss', but validate returned accuracy"):
             run(validate=lambda s: {"accuracy": 1.0}, validate_every=1, early_stop=hf.EarlyStop("loss", 3))
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
     def test_a_signal_stops_at_the_next_boundary_and_saves(self, tmp_path, number):
         """The run ends well, is not finished, and the same line goes on to the same bits."""
 
@@ -372,6 +372,7 @@ class TestEnds:
         first = run(root=tmp_path, observers=[Killer()])
         assert first.reason is hf.Reason.SIGNAL
         assert not first.reason.finished
+        assert first.exit_status == 75
         assert first.state.counters.iteration == 2
         assert signal.getsignal(number) is previous
         assert tree.equal(run(root=tmp_path).state, run().state)
@@ -584,6 +585,7 @@ class TestObservers:
             validate_every=2,
             validate=lambda s: {"m": 1.0},
             observers=[Listener()],
+            async_save=False,
         )
         assert events == [
             ("start", 0), ("saved", 0), ("iteration", 1), ("train", 1), ("saved", 1), ("iteration", 2), ("train", 2),

@@ -203,6 +203,39 @@ class TestSignals:
         finally:
             signal.signal(signal.SIGTERM, previous)
 
+    def test_a_notice_is_followed_by_a_first_signal(self, tmp_path):
+        """Schedulers send SIGUSR1 some time before SIGTERM; neither a repeated notice nor what follows it aborts."""
+
+        class Scheduler(hf.Observer):
+            def on_iteration(self, state):
+                for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+                    signal.raise_signal(number)
+
+        result = run(root=tmp_path, observers=[Scheduler()])
+        assert (result.reason, result.message) == (hf.Reason.SIGNAL, "SIGUSR1")
+
+    def test_a_second_signal_after_a_notice_aborts(self):
+        """SIGTERM and SIGINT count together."""
+
+        class Scheduler(hf.Observer):
+            def on_iteration(self, state):
+                for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+                    signal.raise_signal(number)
+
+        with pytest.raises(KeyboardInterrupt):
+            run(observers=[Scheduler()])
+
+    def test_a_handler_of_the_users_for_sigusr1_stays(self):
+        """Some print tracebacks by it: only where it would end the process is it taken for a request to stop."""
+        received = []
+        previous = signal.signal(signal.SIGUSR1, lambda *_: received.append(1))
+        try:
+            result = run(should_stop=lambda state: signal.raise_signal(signal.SIGUSR1))
+            assert result.reason is hf.Reason.TOTAL
+            assert len(received) == 5
+        finally:
+            signal.signal(signal.SIGUSR1, previous)
+
     def test_a_signal_inside_a_nested_run_stops_the_outer_one_in_order(self, tmp_path):
         """The inner run ends as always, so the outer state is exact; then the outer run stops."""
         inner = []
