@@ -111,7 +111,7 @@ def test_a_time_limit_asks_to_be_started_again_until_the_run_is_finished(tmp_pat
     """A job that is cut into short launches ends in the same bits as one that is not."""
     statuses = []
     for _ in range(TOTAL):
-        status, told = launch(tmp_path, max_time=0.06)
+        status, told = launch(tmp_path, max_time=0.12)
         statuses.append(status)
         if status != 75:
             break

@@ -23,7 +23,7 @@ durations = st.none() | st.floats(0.5, 12.0)
 ticks = st.lists(st.floats(-3.0, 4.0), min_size=1, max_size=12)
 
 
-@settings(max_examples=examples(10))
+@settings(max_examples=examples(8))
 @given(cases(), durations, durations, ticks)
 def test_no_clock_changes_what_is_trained_or_logged(case: Case, limit, every, passing):
     """Cut into launches by a time limit, and saved whenever the clock says so: state, batches and rows are the same."""
