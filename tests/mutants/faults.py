@@ -30,6 +30,7 @@ def loaded(changes: str) -> str:
 
 POWER = ("tests/crash/test_power_loss.py",)
 FOLDER = "helios_fn/driver/folder.py"
+LEFTOVERS = "helios_fn/checkpoint/leftovers.py"
 STORE = "helios_fn/checkpoint/store.py"
 LOOP = "helios_fn/driver/loop.py"
 SCHEDULE = "helios_fn/schedule.py"
@@ -323,8 +324,8 @@ FAULTS = [
         ("tests/unit/test_driver.py",),
     ),
     Fault(
-        "recovered_checkpoint_stays_in_memory", STORE,
-        "            sync_files(self._files, unfinished)\n",
+        "recovered_checkpoint_stays_in_memory", LEFTOVERS,
+        "        sync_files(files, unfinished)\n",
         "",
         POWER,
     ),
@@ -335,9 +336,9 @@ FAULTS = [
         POWER,
     ),
     Fault(
-        "names_found_by_the_next_process_are_not_durable", STORE,
-        "                self._files.sync_folder(self.folder)\n        except BaseException:\n",
-        "        except BaseException:\n",
+        "names_found_by_the_next_process_are_not_durable", LEFTOVERS,
+        "            _recover(files, folder, name)\n    files.sync_folder(folder)\n",
+        "            _recover(files, folder, name)\n",
         POWER,
     ),
     Fault(

@@ -147,12 +147,12 @@ class TestWhatIsWritten:
         with torch.inference_mode():
             state = fresh()
             store = Store(tmp_path, "run")
-            prepared = store.prepare(state, epoch=0, iteration=0, micro_step=0, record={}, free=OUTPUT_ONLY)
+            pending = store.prepare(state, epoch=0, iteration=0, micro_step=0, record={}, free=OUTPUT_ONLY)
         writer = Writer()
-        writer.submit(prepared)
+        writer.submit(Prepared(pending.folder, lambda: store.commit(pending)))
         writer.drain()
         writer.close(lambda: None)
-        assert on_disk(tmp_path, fresh()) == {prepared.path.name: tree.digest(state)}
+        assert on_disk(tmp_path, fresh()) == {pending.folder.name: tree.digest(state)}
 
 
 def files_of(root: Path) -> dict[str, object]:
@@ -230,7 +230,7 @@ class TestWritesWhileSaving:
         """Killed right after the check failed, there is no manifest that the next start could believe."""
         state = fresh()
         store = Store(tmp_path, "run")
-        prepared = store.prepare(state, epoch=0, iteration=0, micro_step=0, record={}, free=OUTPUT_ONLY)
+        pending = store.prepare(state, epoch=0, iteration=0, micro_step=0, record={}, free=OUTPUT_ONLY)
         state.params["w"].add_(1.0)
         created = []
 
@@ -241,7 +241,7 @@ class TestWritesWhileSaving:
 
         store._files = Noting()
         with pytest.raises(StateOverwritten):
-            prepared.write()
+            store.commit(pending)
         assert "tensors.safetensors" in created
         assert "manifest.json" not in created
         assert not any(store.folder.iterdir())
