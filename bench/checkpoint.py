@@ -150,7 +150,7 @@ def our_writer(store: Store) -> Callable[[State, Path], Wait]:
     def begin(state: State, path: Path) -> Wait:
         number = int(path.name.removeprefix("saved"))
         writer.submit(store.prepare(state, epoch=0, iteration=number, micro_step=number, record={}))
-        return writer.drain  # type: ignore[no-any-return]
+        return writer.drain
 
     return begin
 
@@ -269,16 +269,26 @@ def loading(bench: Bench, load: Load, state: State) -> None:
     )
 
 
+def at_once(save: Callable[[State, Path], None]) -> Callable[[State, Path], Wait]:
+    """A saver that has nothing left to do when it returns."""
+
+    def begin(state: State, path: Path) -> Wait:
+        save(state, path)
+        return lambda: None
+
+    return begin
+
+
 def stalls(bench: Bench, load: Load, state: State) -> None:
     """What a loop of steps on one core notices of a save."""
     weight = torch.rand(768, 768)
     rounds = 2 if bench.quick else min(load.rounds, bench.rounds)
     with places("stalls") as (files, store):
         savers: dict[str, Callable[[State, Path], Wait] | Skip] = {
-            TORCH: lambda state, path: torch_save(state, path) or (lambda: None),
-            DCP: lambda state, path: dcp_save(state, path) or (lambda: None),
+            TORCH: at_once(torch_save),
+            DCP: at_once(dcp_save),
             DCP_ASYNC: dcp_async,
-            OURS: lambda state, path: our_save(store, state, path) or (lambda: None),
+            OURS: at_once(functools.partial(our_save, store)),
             THREAD: functools.partial(our_thread, store),
         }
         try:
@@ -317,7 +327,12 @@ def one_stall(step: Callable[[], Any], begin: Callable[[], Wait]) -> tuple[float
     done, steps, start = threading.Event(), 0, time.perf_counter()
     wait = begin()
     stall = time.perf_counter() - start
-    waiter = threading.Thread(target=lambda: (wait(), done.set()))
+
+    def until_done() -> None:
+        wait()
+        done.set()
+
+    waiter = threading.Thread(target=until_done)
     waiter.start()
     while not done.is_set():
         step()

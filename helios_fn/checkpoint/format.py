@@ -136,11 +136,12 @@ def load(path: Path, found: Manifest, like: Tree, *, free: Collection[str] = (),
     def make(leaf: Leaf, template: Any) -> Any:
         if isinstance(leaf, Scalar):
             return leaf.value
-        known = isinstance(template, torch.Tensor) and template.device.type != "meta"
+        known = isinstance(template, torch.Tensor) and not template.is_meta
         return place(leaf, template.device if known else torch.device("cpu"))  # type: ignore[arg-type]
 
     try:
-        return structure.rebuild(stored.structure, like, make, free=free)
+        with torch.no_grad():
+            return structure.rebuild(stored.structure, like, make, free=free)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -70,12 +70,9 @@ def encode(entries: Sequence[Entry]) -> bytes:
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for entry in entries:
-        table[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": entry.shape,
-            "data_offsets": (start, start + entry.size),
-        }
-        start += entry.size
+        stop = start + entry.size
+        table[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (start, stop)}
+        start = stop
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text

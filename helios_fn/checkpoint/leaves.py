@@ -164,6 +164,17 @@ def scalar_from_json(kind: str, value: Json) -> Scalar:
     return Scalar(kind, _CODECS[kind].from_json(value))
 
 
+def count_from_json(data: Json) -> int:
+    """A number of elements, or the like.
+
+    Raises:
+        ValueError: something else.
+    """
+    if type(data) is not int or not 0 <= data < 1 << 62:
+        raise ValueError("sizes must be whole numbers")
+    return data
+
+
 def sizes_from_json(data: Json) -> tuple[int, ...]:
     """A shape, strides or the like.
 
@@ -172,9 +183,4 @@ def sizes_from_json(data: Json) -> tuple[int, ...]:
     """
     if not isinstance(data, list) or len(data) > MAX_DIMENSIONS:
         raise ValueError("sizes must be a list, and not a long one")
-    sizes: list[int] = []
-    for size in data:
-        if type(size) is not int or not 0 <= size < 1 << 62:
-            raise ValueError("sizes must be whole numbers")
-        sizes.append(size)
-    return tuple(sizes)
+    return tuple([count_from_json(size) for size in data])

@@ -107,16 +107,15 @@ class Placer:
         self._placed: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     def __call__(self, spec: TensorSpec, device: torch.device) -> torch.Tensor:
-        """The tensor that ``spec`` describes, on ``device``."""
+        """The tensor that ``spec`` describes, on ``device``; to be called without recording gradients."""
         tensor = torch.empty(0, dtype=DTYPES[spec.dtype], device=device)
         if spec.storage is None:
             return tensor.as_strided(spec.shape, spec.strides)
         place = spec.storage, device
         if place not in self._placed:
-            self._placed[place] = self._ranges[spec.storage].to(device)
-        storage = self._placed[place].untyped_storage()
-        with torch.no_grad():
-            return tensor.set_(storage, spec.offset, spec.shape, spec.strides)
+            found = self._ranges[spec.storage]
+            self._placed[place] = found if found.device == device else found.to(device)
+        return tensor.set_(self._placed[place].untyped_storage(), spec.offset, spec.shape, spec.strides)
 
 
 def check(specs: Sequence[TensorSpec], sizes: Sequence[int]) -> None:
