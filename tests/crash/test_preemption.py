@@ -17,7 +17,7 @@ import helios_fn as hf
 from helios_fn.checkpoint import FileSystem
 
 from ..jobs import Case, build
-from .test_sigkill import CONTEXT
+from .processes import CONTEXT
 
 TOTAL = 24
 CASE = Case(total=TOTAL, samples=12, augment="torch", dropout=True, checkpoint_every=hf.Every(4, "iteration"))
