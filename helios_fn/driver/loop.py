@@ -10,7 +10,7 @@ from ..config import RunConfig
 from ..data import Phases
 from ..errors import NonFiniteError, PurityError
 from ..finite import pass_over
-from ..state import TrainState, give_away, is_given_away
+from ..state import TrainState, give_away, is_given_away, renewed
 from ..types import Delivery, Feed, Reason, Share, Source
 from .batches import step_input
 from .donation import Donation
@@ -145,7 +145,7 @@ class Loop:
 
     def stepped(self, before: TrainState, delivery: Delivery) -> TrainState:
         """What the step makes of ``before``, which it is given if nobody needs it any more."""
-        given = before.replace(metrics={})
+        given = renewed(before, {"metrics": {}})
         donate = self.donation.allows(before, delivery.cursor, self._look)
         if donate and before.counters.iteration not in self._passed_over:
             given = self.donation.private(given, again=self.saving.writing)
@@ -161,12 +161,13 @@ class Loop:
         iteration = before.counters.iteration
         if (self._skips and int(stepped.first_bad) >= 0) or iteration in self._passed_over:
             stepped = pass_over(before, stepped)
-        return stepped.replace(
-            cursor=delivery.cursor,
-            counters=schedule.advance(before.counters, delivery.count),
-            validation=before.validation,
-            key=before.key,
-        )
+        written = {
+            "cursor": delivery.cursor,
+            "counters": schedule.advance(before.counters, delivery.count),
+            "validation": before.validation,
+            "key": before.key,
+        }
+        return renewed(stepped, written)
 
     def react(self, before: TrainState) -> None:
         """Do what is due between ``before`` and the present state."""
