@@ -15,7 +15,8 @@ import time
 from . import results
 
 SCRIPTS = (
-    "step", "gradient", "framework", "driver", "ensemble", "memory", "optim", "random", "loader", "seek", "checkpoint", "compile"
+    "step", "gradient", "framework", "driver", "ensemble", "memory", "optim", "random", "loader", "seek", "checkpoint",
+    "compile",
 )  # fmt: skip
 
 
