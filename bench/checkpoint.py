@@ -29,16 +29,14 @@ import torch
 
 from helios_fn.checkpoint import Store
 
-from . import standin
+from . import savers
 from .harness import Bench, Case, Skip, Stopwatch, Whole, attempt
+from .savers import State, Wait
 
 TORCH, SYNCED, SAFE, DCP, DCP_ASYNC = "torch.save", "torch.save + fsync", "safetensors", "DCP", "DCP async_save"
 LIGHTNING, OURS, THREAD, WRITER = "Lightning", "ours", "ours in a thread", "ours, Writer"
 MAPPED, CLONED = "safetensors, mapped", "safetensors into memory"
 MIB = 2**20
-
-State = dict[str, dict[str, torch.Tensor]]
-Wait = Callable[[], Any]
 
 
 class Load(NamedTuple):
@@ -85,101 +83,6 @@ class Places:
         os.sync()
 
 
-def fsync(path: Path) -> None:
-    """Make a file durable."""
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
-
-
-def torch_save(state: State, path: Path, *, durable: bool = False) -> None:
-    """The call that everybody makes."""
-    torch.save(state, path)
-    if durable:
-        fsync(path)
-
-
-def flat(state: State) -> dict[str, torch.Tensor]:
-    """One dict, as safetensors takes it."""
-    return {f"{part}.{name}": leaf for part, leaves in state.items() for name, leaf in leaves.items()}
-
-
-def safe_save(state: State, path: Path) -> None:
-    """Safetensors' own writer."""
-    from safetensors.torch import save_file
-
-    save_file(flat(state), path)
-
-
-def dcp_save(state: State, path: Path) -> None:
-    """Without a process group; its writer syncs its files."""
-    import torch.distributed.checkpoint as dcp
-
-    dcp.save(state, checkpoint_id=path, no_dist=True)
-
-
-def dcp_async(state: State, path: Path) -> Wait:
-    """Copies the state, and writes the copy in a thread."""
-    import torch.distributed.checkpoint as dcp
-
-    future: Any = dcp.async_save(state, checkpoint_id=path, no_dist=True)
-    return lambda: getattr(future, "upload_completion", future).result()
-
-
-def our_save(store: Store, state: State, path: Path) -> None:
-    """Durable when it returns."""
-    number = int(path.name.removeprefix("saved"))
-    store.save(state, epoch=0, iteration=number, micro_step=number, record={})
-
-
-def our_thread(store: Store, state: State, path: Path) -> Wait:
-    """Checked by the thread that trains, written by another, and nothing is copied."""
-    number = int(path.name.removeprefix("saved"))
-    pending = store.prepare(state, epoch=0, iteration=number, micro_step=number, record={})
-    thread = threading.Thread(target=lambda: store.commit(pending, background=True))
-    thread.start()
-    return thread.join
-
-
-def our_writer(store: Store) -> Callable[[State, Path], Wait]:
-    """The same as the driver does it. Fails where this version has no writer."""
-    from helios_fn import checkpoint
-
-    writer = checkpoint.Writer()  # type: ignore[attr-defined]
-
-    def begin(state: State, path: Path) -> Wait:
-        number = int(path.name.removeprefix("saved"))
-        writer.submit(store.prepare(state, epoch=0, iteration=number, micro_step=number, record={}))
-        return writer.drain
-
-    return begin
-
-
-def lightning_save(state: State) -> Callable[[State, Path], None]:
-    """A trainer that holds a module of these parameters, and AdamW after a step."""
-    standin.torchvision()
-    import lightning.pytorch as pl
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
-    class Module(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weights = torch.nn.ParameterList(leaf.clone() for leaf in state["params"].values())
-
-    module = Module()
-    optimizer = torch.optim.AdamW(module.parameters())
-    for parameter in module.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer.strategy.connect(module)
-    trainer.strategy._lightning_module = module
-    trainer.strategy.optimizers = [optimizer]
-    return lambda _, path: trainer.save_checkpoint(path.with_suffix(".ckpt"))
-
-
 @contextlib.contextmanager
 def places(name: str) -> Iterator[tuple[Places, Store]]:
     """A folder for one comparison, and a store in it that is not swept with the rest."""
@@ -216,12 +119,12 @@ def saving(bench: Bench, load: Load, state: State) -> None:
             return attempt(lambda: Whole(whole))
 
         cases = {
-            TORCH: case(TORCH, torch_save),
-            SYNCED: case(SYNCED, functools.partial(torch_save, durable=True)),
-            SAFE: case(SAFE, safe_save),
-            DCP: case(DCP, dcp_save),
-            LIGHTNING: attempt(lambda: case(LIGHTNING, lightning_save(state))),
-            OURS: case(OURS, functools.partial(our_save, store)),
+            TORCH: case(TORCH, savers.torch_save),
+            SYNCED: case(SYNCED, functools.partial(savers.torch_save, durable=True)),
+            SAFE: case(SAFE, savers.safe_save),
+            DCP: case(DCP, savers.dcp_save),
+            LIGHTNING: attempt(lambda: case(LIGHTNING, savers.lightning_save(state))),
+            OURS: case(OURS, functools.partial(savers.our_save, store)),
         }
         rounds = min(load.rounds, bench.rounds)
         timing = bench.compare(f"Saving {load.name}", cases, base=TORCH, rounds=rounds)
@@ -242,10 +145,10 @@ def loading(bench: Bench, load: Load, state: State) -> None:
 
     with places("loading") as (files, store):
         paths = {name: files.new() for name in (TORCH, SAFE, DCP, OURS)}
-        torch_save(state, paths[TORCH])
-        safe_save(state, paths[SAFE])
-        dcp_save(state, paths[DCP])
-        our_save(store, state, paths[OURS])
+        savers.torch_save(state, paths[TORCH])
+        savers.safe_save(state, paths[SAFE])
+        savers.dcp_save(state, paths[DCP])
+        savers.our_save(store, state, paths[OURS])
         (entry,) = store.entries()
         blank = {
             part: {name: torch.empty_like(leaf) for name, leaf in leaves.items()} for part, leaves in state.items()
@@ -269,35 +172,25 @@ def loading(bench: Bench, load: Load, state: State) -> None:
     )
 
 
-def at_once(save: Callable[[State, Path], None]) -> Callable[[State, Path], Wait]:
-    """A saver that has nothing left to do when it returns."""
-
-    def begin(state: State, path: Path) -> Wait:
-        save(state, path)
-        return lambda: None
-
-    return begin
-
-
 def stalls(bench: Bench, load: Load, state: State) -> None:
     """What a loop of steps on one core notices of a save."""
     weight = torch.rand(768, 768)
     rounds = 2 if bench.quick else min(load.rounds, bench.rounds)
     with places("stalls") as (files, store):
-        savers: dict[str, Callable[[State, Path], Wait] | Skip] = {
-            TORCH: at_once(torch_save),
-            DCP: at_once(dcp_save),
-            DCP_ASYNC: dcp_async,
-            OURS: at_once(functools.partial(our_save, store)),
-            THREAD: functools.partial(our_thread, store),
+        begins: dict[str, Callable[[State, Path], Wait] | Skip] = {
+            TORCH: savers.at_once(savers.torch_save),
+            DCP: savers.at_once(savers.dcp_save),
+            DCP_ASYNC: savers.dcp_async,
+            OURS: savers.at_once(functools.partial(savers.our_save, store)),
+            THREAD: functools.partial(savers.our_thread, store),
         }
         try:
-            savers[WRITER] = our_writer(store)
+            begins[WRITER] = savers.our_writer(store)
         except AttributeError:
-            savers[WRITER] = Skip("this version has no Writer")
-        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in savers}
+            begins[WRITER] = Skip("this version has no Writer")
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in begins}
         for turn in range(-1, rounds):
-            for name, begin in savers.items():
+            for name, begin in begins.items():
                 if not isinstance(begin, Skip):
                     figures = one_stall(lambda: torch.mm(weight, weight), lambda: begin(state, files.new()))  # noqa: B023
                     sweep(files, store)
