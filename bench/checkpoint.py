@@ -30,11 +30,11 @@ import torch
 from helios_fn.checkpoint import Store
 
 from . import savers
-from .harness import Bench, Case, Skip, Stopwatch, Whole, attempt
+from .harness import Bench, Case, Stopwatch, Whole, attempt
 from .savers import State, Wait
 
 TORCH, SYNCED, SAFE, DCP, DCP_ASYNC = "torch.save", "torch.save + fsync", "safetensors", "DCP", "DCP async_save"
-LIGHTNING, OURS, THREAD, WRITER = "Lightning", "ours", "ours in a thread", "ours, Writer"
+LIGHTNING, OURS, WRITER = "Lightning", "ours", "ours, while training goes on"
 MAPPED, CLONED = "safetensors, mapped", "safetensors into memory"
 MIB = 2**20
 
@@ -177,32 +177,27 @@ def stalls(bench: Bench, load: Load, state: State) -> None:
     weight = torch.rand(768, 768)
     rounds = 2 if bench.quick else min(load.rounds, bench.rounds)
     with places("stalls") as (files, store):
-        begins: dict[str, Callable[[State, Path], Wait] | Skip] = {
+        begins: dict[str, Callable[[State, Path], Wait]] = {
             TORCH: savers.at_once(savers.torch_save),
             DCP: savers.at_once(savers.dcp_save),
             DCP_ASYNC: savers.dcp_async,
             OURS: savers.at_once(functools.partial(savers.our_save, store)),
-            THREAD: functools.partial(savers.our_thread, store),
+            WRITER: savers.our_writer(store),
         }
-        try:
-            begins[WRITER] = savers.our_writer(store)
-        except AttributeError:
-            begins[WRITER] = Skip("this version has no Writer")
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in begins}
         for turn in range(-1, rounds):
             for name, begin in begins.items():
-                if not isinstance(begin, Skip):
-                    figures = one_stall(lambda: torch.mm(weight, weight), lambda: begin(state, files.new()))  # noqa: B023
-                    sweep(files, store)
-                    found[name] += [figures] if turn >= 0 else []
+                figures = one_stall(lambda: torch.mm(weight, weight), lambda: begin(state, files.new()))  # noqa: B023
+                sweep(files, store)
+                found[name] += [figures] if turn >= 0 else []
     medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()}
     head = ["saver", "stall ms", "stall and slower steps ms", "until durable or written ms"]
     bench.table(
         f"A training loop while {load.name} is saved",
         head,
-        [[name, *(round(1000 * each, 2) for each in row)] if row else [name, *"---"] for name, row in medians.items()],
+        [[name, *(round(1000 * each, 2) for each in row)] for name, row in medians.items()],
     )
-    ours = medians[WRITER] or medians[THREAD]
+    ours = medians[WRITER]
     if load.name == "1 GB":
         bench.target("1 GB, stall: ours / torch.save", ours[0] / medians[TORCH][0], at_most=0.01)
         bench.target("1 GB, stall: ours / DCP async_save", ours[0] / medians[DCP_ASYNC][0], at_most=0.02)

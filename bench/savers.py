@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,24 +66,16 @@ def our_save(store: Store, state: State, path: Path) -> None:
     store.save(state, epoch=0, iteration=number, micro_step=number, record={})
 
 
-def our_thread(store: Store, state: State, path: Path) -> Wait:
-    """Checked by the thread that trains, written by another, and nothing is copied."""
-    number = int(path.name.removeprefix("saved"))
-    pending = store.prepare(state, epoch=0, iteration=number, micro_step=number, record={})
-    thread = threading.Thread(target=lambda: store.commit(pending, background=True))
-    thread.start()
-    return thread.join
-
-
 def our_writer(store: Store) -> Callable[[State, Path], Wait]:
-    """The same as the driver does it. Fails where this version has no writer."""
-    from helios_fn import checkpoint
+    """Checked by the thread that trains and written by the driver's writer; nothing is copied."""
+    from helios_fn.checkpoint import Prepared, Writer
 
-    writer = checkpoint.Writer()  # type: ignore[attr-defined]
+    writer = Writer()
 
     def begin(state: State, path: Path) -> Wait:
         number = int(path.name.removeprefix("saved"))
-        writer.submit(store.prepare(state, epoch=0, iteration=number, micro_step=number, record={}))
+        pending = store.prepare(state, epoch=0, iteration=number, micro_step=number, record={})
+        writer.submit(Prepared(pending.folder, lambda: store.commit(pending, background=True)))
         return writer.drain
 
     return begin

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
         "The old ones stay as they are.",
     )
     parser.add_argument("root", metavar="ROOT", type=root, help="the folder of a run")
-    parser.add_argument("--into", metavar="NEW", type=Path, help="the root to make (default: ROOT/migrated)")
+    parser.add_argument("--into", metavar="NEW", type=Path, help="the root to make (default: ROOT-migrated)")
     parser.set_defaults(run=run)
 
 
