@@ -23,7 +23,7 @@ from .models import LEARNING_RATE, MLP
 from .peers import Feed, Job, Run
 
 LIMITS = {"Lightning": 0.31, "Helios": 0.56, "Ignite": 0.56, "Accelerate": 0.40}
-LOOP, EAGER, COMPILED = "loop by hand", "helios_fn, eager", 'helios_fn, compile="grad"'
+LOOP, EAGER, COMPILED = "loop by hand", "helios_fn, eager", 'helios_fn, compile="whole"'
 
 
 def sample(run: Run, module: nn.Module | None, total: int) -> Span:
@@ -69,7 +69,7 @@ def compare(bench: Bench, way: str) -> None:
     cases: dict[str, Case] = {LOOP: attempt(lambda: peer(peers.bare, total, compiled=compiled))}
     cases[EAGER] = attempt(lambda: our_case(total))
     if not bench.quick:
-        cases[COMPILED] = attempt(lambda: our_case(total, compile="grad"))
+        cases[COMPILED] = attempt(lambda: our_case(total, compile="whole"))
     for name, run in peers.FRAMEWORKS.items():
         cases[name] = attempt(functools.partial(peer, run, total, compiled=compiled))
     timing = bench.compare(f"MLP, peers {way}", cases, base=LOOP)
@@ -79,7 +79,7 @@ def compare(bench: Bench, way: str) -> None:
         what = f"whole training iteration, MLP: ours compiled / {name}"
         bench.target_ratio(what, timing, COMPILED, name, at_most=limit)
     if any(target.verdict == "missed" for target in bench.targets):
-        case = our_case(1000, compile="grad")
+        case = our_case(1000, compile="whole")
         bench.explain("hf.run with the compiled step", case.function, per=1000)
 
 
