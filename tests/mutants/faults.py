@@ -353,4 +353,22 @@ FAULTS = [
         "or Path(name).name != name:",
         ("tests/crash/test_hostile_record.py",),
     ),
+    Fault(
+        "keys_are_lent_after_somebody_wrote_to_one", "helios_fn/random/keys.py",
+        " or self.keys[0]._version != self._version:",
+        ":",
+        ("tests/unit/test_random_keys.py",),
+    ),
+    Fault(
+        "draws_that_no_key_decides_get_into_a_compiled_step", "helios_fn/random/compiled.py",
+        "            if torch.equal(before, generator.get_state()):\n                return result\n",
+        "            return result\n",
+        ("tests/unit/test_random_compiled.py",),
+    ),
+    Fault(
+        "logged_learning_rate_is_that_of_the_first_step", "helios_fn/step.py",
+        "known == value != 0 and made._version == 0",
+        "known != 0 and made._version == 0",
+        ("tests/unit/test_step.py",),
+    ),
 ]  # fmt: skip

@@ -191,3 +191,15 @@ def test_what_is_no_optimiser_is_refused_with_the_remedy(optimizer, words, entry
 def test_wrong_arguments_are_refused_before_the_first_step(make, words):
     with pytest.raises(TypeError, match=words):
         make()
+
+
+def test_each_state_logs_the_rate_of_its_own_update():
+    """Also where it is what it was before, which costs less; and a write to one state's metrics reaches no other."""
+    rates = [0.1, 0.1, 0.2, 0.1, 0.1]
+    optimizer = hf.optim.sgd(lambda count: rates[count])
+    step = hf.make_step(lambda params, buffers, batch, key: params["w"].square().sum(), optimizer)
+    state = hf.init_state({"w": torch.ones(2)}, optimizer)
+    for rate in rates:
+        state = step(state.replace(metrics={}), None)
+        assert state.metrics["learning_rate"].item() == rate
+        state.metrics["learning_rate"].zero_()
