@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -29,3 +30,8 @@ if os.access("/dev/shm", os.W_OK):
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a background job of a shell; the tests send it to themselves and to processes that would inherit this.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
