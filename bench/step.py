@@ -154,7 +154,7 @@ def compare(bench: Bench, limits: Limits) -> None:
 def parts(workload: Workload) -> dict[str, Callable[[], Any]]:
     """What our step is made of, and torch's own calls that do the core of it."""
     import helios_fn as hf
-    from helios_fn.finite import all_finite
+    from helios_fn.finiteness import all_finite
 
     loss_fn, params, buffers = models.pure_parts(workload)
     optimizer, batch = hf.optim.adamw(LEARNING_RATE), workload.batches()[0]

@@ -13,7 +13,7 @@ from .finiteness import all_finite, has_finite_norm
 from .graph import whole_graph
 from .nn import Average, GradFn, LossFn, Mean, loss_grad, mean_over, microsteps
 from .optim import Optimizer
-from .state import TrainState, check_optimizer, give_away, micro_keys, renewed
+from .state import TrainState, check_optimizer, give_away, micro_keys
 from .tracing import is_traced
 from .types import Tree
 
@@ -126,15 +126,14 @@ class MadeStep:
             if donate:
                 give_away(state)
             new, metrics = _next(self._recipe, old, mean, donate)
-        changes = {
-            "params": new.params,
-            "buffers": new.buffers,
-            "opt_state": new.opt_state,
-            "averages": new.averages,
-            "first_bad": new.first_bad,
-            "metrics": metrics,
-        }
-        return state.replace(**changes) if torch.compiler.is_compiling() else renewed(state, changes)
+        return state.replace(
+            params=new.params,
+            buffers=new.buffers,
+            opt_state=new.opt_state,
+            averages=new.averages,
+            first_bad=new.first_bad,
+            metrics=metrics,
+        )
 
     def _run_region(
         self, state: TrainState, old: Parts, batch: Any, donate: bool

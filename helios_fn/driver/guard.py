@@ -174,7 +174,7 @@ def _in_words(kind: Any) -> str:
     if isinstance(kind, type):
         return kind.__name__
     dtype, shape = kind
-    return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
+    return tree.describe(torch.empty(shape, dtype=dtype, device="meta"))
 
 
 def versions(state: TrainState) -> list[int]:
