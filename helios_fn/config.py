@@ -156,6 +156,10 @@ class RunConfig:
             the update, ``"stop"``, or ``"rollback"`` to the last checkpoint and pass over the iteration.
         check_finite_every: how often (in iterations) non-finite values are looked for when nothing
             else (a save, the end) asks.
+        collective_timeout: how long, in seconds or as a ``timedelta``, several processes wait for each other before
+            the run fails with `PeerLost`.
+        check_replicas_every: how often (in iterations) several processes compare their states, beside the
+            first iteration of each launch.
         purity_checks: how many first iterations of each process are checked in full for purity.
         donate: whether steps may write the next state into the memory of the last one, which saves time and
             the memory of a second state; the bits are the same. ``"auto"``: in iterations after which nothing
@@ -186,6 +190,8 @@ class RunConfig:
     resume: str | Path | None = "auto"
     non_finite: NonFinite = "raise"
     check_finite_every: int = 50
+    collective_timeout: float | datetime.timedelta = 600.0
+    check_replicas_every: int = 1000
     purity_checks: int = 2
     donate: bool | Literal["auto"] = "auto"
     progress: bool = True
@@ -200,13 +206,18 @@ class RunConfig:
         if self.total != math.inf:
             _check_count("total", self.total, " (or math.inf, with a stop condition)")
         _check_count("accumulation_steps", self.accumulation_steps)
-        _check_count("check_finite_every", self.check_finite_every)
+        for field in ("check_finite_every", "check_replicas_every"):
+            _check_count(field, getattr(self, field))
         if self.micro_batches is not None:
             _check_count("micro_batches", self.micro_batches)
         for field in ("log_every", "validate_every", "checkpoint_every"):
             _check_cadence(field, getattr(self, field))
-        for field in ("max_time", "checkpoint_every_seconds"):
+        for field in ("max_time", "checkpoint_every_seconds", "collective_timeout"):
             _seconds(field, getattr(self, field))
+        if self.collective_timeout is None:
+            raise TypeError(
+                "collective_timeout must be a number of seconds: without one a lost process is never noticed"
+            )
         _check_choice("async_save", self.async_save, Literal[True, False])
         if type(self.purity_checks) is not int or self.purity_checks < 0:
             raise ValueError(f"purity_checks must be an integer of at least 0, got {self.purity_checks!r}")
@@ -270,7 +281,7 @@ class RunConfig:
         value: Cadence = getattr(self, field)
         return Every(value, self.unit) if isinstance(value, int) else value
 
-    def seconds(self, field: Literal["max_time", "checkpoint_every_seconds"]) -> float:
+    def seconds(self, field: Literal["max_time", "checkpoint_every_seconds", "collective_timeout"]) -> float:
         """A duration in seconds; infinite where none is set."""
         return _seconds(field, getattr(self, field))
 

@@ -63,3 +63,15 @@ class StateDonated(RuntimeError):
 
 class NotTraceable(RuntimeError):
     """A function that is to be compiled into one graph, or mapped over members, does something that cannot be."""
+
+
+class PeerLost(RuntimeError):
+    """Another process of the job is missing: it failed, left, was killed or frozen, or its machine is cut off.
+
+    Attributes:
+        ranks: the processes that are missing, as far as it is known.
+    """
+
+    def __init__(self, message: str, *, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks

@@ -135,7 +135,7 @@ class RunInfo(NamedTuple):
     """What sinks and observers are told when a run starts (or goes on).
 
     ``log_dir`` is chosen at iteration 0, is the same for all later starts of the run, and is ``None``
-    for a run without a root. ``superseded`` is the folder that keeps what a sink cuts off when an
+    for a run without a root. ``rank`` of ``processes`` is this process; only rank 0 has sinks. ``superseded`` is the folder that keeps what a sink cuts off when an
     older checkpoint is resumed on purpose; ``None`` where the cut rows will be written again.
     """
 
@@ -149,6 +149,8 @@ class RunInfo(NamedTuple):
     start_batch: int = 0
     log_dir: Path | None = None
     superseded: Path | None = None
+    rank: int = 0
+    processes: int = 1
 
 
 class Sink(Protocol):

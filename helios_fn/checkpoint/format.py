@@ -131,6 +131,18 @@ def load(path: Path, found: Manifest, like: Tree, *, free: Collection[str] = (),
         return [storages.as_bytes(data) for data in memory]
 
     arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, targets)
+    try:
+        return rebuilt(stored.structure, like, memory, free=free)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def rebuilt(saved: structure.Node, like: Tree, memory: list[torch.Tensor], *, free: Collection[str] = ()) -> Tree:
+    """The tree that was described, in the containers of ``like``, its tensors in ``memory`` or copied to their devices.
+
+    Raises:
+        ValueError: the description is damaged.
+    """
     place = storages.Placer(memory)
 
     def make(leaf: Leaf, template: Any) -> Any:
@@ -139,11 +151,8 @@ def load(path: Path, found: Manifest, like: Tree, *, free: Collection[str] = (),
         known = isinstance(template, torch.Tensor) and not template.is_meta
         return place(leaf, template.device if known else torch.device("cpu"))  # type: ignore[arg-type]
 
-    try:
-        with torch.no_grad():
-            return structure.rebuild(stored.structure, like, make, free=free)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    with torch.no_grad():
+        return structure.rebuild(saved, like, make, free=free)
 
 
 def read_structure(path: Path, found: Manifest, *, files: FileSystem = OS) -> structure.Node:
@@ -187,7 +196,7 @@ def _read_state(files: FileSystem, folder: Path, found: Manifest) -> Stored:
     data = read_file(files, path, min(entry.size, MAX_STATE_SIZE))
     arrays.report(path, entry, entry_of(data))
     try:
-        stored = _stored_from_json(canonical.parse(data))
+        stored = stored_from_json(canonical.parse(data))
         specs = [leaf for leaf in structure.leaf_specs(stored.structure) if isinstance(leaf, TensorSpec)]
         storages.check(specs, [item.size for item in stored.entries])
     except (ValueError, RecursionError) as error:
@@ -195,7 +204,12 @@ def _read_state(files: FileSystem, folder: Path, found: Manifest) -> Stored:
     return stored
 
 
-def _stored_from_json(data: Json) -> Stored:
+def stored_from_json(data: Json) -> Stored:
+    """What the JSON of a state says.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     if not isinstance(data, dict) or data.keys() != {"entries", "structure"} or not isinstance(data["entries"], list):
         raise ValueError("not a description of a state")
     entries = tuple(header.entry_from_json(item) for item in data["entries"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,20 +17,6 @@ from ..types import Source
 from .evaluate import Validator
 
 PassThrough = tuple[type[BaseException], ...]
-
-
-def process() -> tuple[int, int]:
-    """This process's rank and the number of processes, which for now must be one."""
-    world = torch.distributed.get_world_size() if _distributed() else int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        raise NotImplementedError(
-            f"this process is one of {world}, but training over several processes is not in this version: start one"
-        )
-    return 0, 1
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def check_step(step: Any) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from .. import random
+from ..distributed import current
 from ..errors import RunFailed
+from ..schedule import rank_slice
 from ..state import TrainState
 from ..types import Aux, Cursor, Key, Share, Source, Tree
 from .batches import describe_batch, one_source, to_device
+from .table import Table
 
 EvalFn = Callable[[Any, Any, Any], Aux]
 OnBatch = Callable[[int, int | None], None]
@@ -26,7 +29,8 @@ class Validator:
         params: picks the parameters to evaluate, for example ``lambda state: state.averages``.
         device: where batches are moved before ``eval_fn`` sees them.
 
-    Each call sees the same batches and the same random draws, derived from the run's seed alone.
+    Each call sees the same batches and the same random draws, derived from the run's seed alone. Several processes share
+    the batches, and all get the mean over all of them: the same bits whatever their number.
     """
 
     def __init__(
@@ -66,22 +70,28 @@ class Validator:
             TypeError: ``eval_fn`` returned something else than an `Aux` with metrics.
             ValueError: the metrics of two batches have different names, or the total weight is 0.
         """
+        world = current()
+        assert self.batches is not None  # no stream
+        start, stop = rank_slice(self.batches, world.rank, world.size)
+        table = Table()
+        if start < stop:
+            self._fill(table, state, range(start, stop), on_batch)
+        self.last_batch = None
+        return table.of_all(world).mean()
+
+    def _fill(self, table: Table, state: TrainState, batches: range, on_batch: OnBatch | None) -> None:
+        """Evaluate these batches, one row of the table each."""
         key = random.fold_in(state.key, "validate")
-        feed = self._source.open(Cursor(), key=key, share=Share("epoch", 1))
-        mean = _WeightedMean()
+        feed = self._source.open(Cursor(batch=batches.start), key=key, share=Share("epoch", 1))
         try:
             with torch.no_grad():
-                for done, delivery in enumerate(feed, start=1):
+                for number, delivery in zip(batches, feed, strict=False):
                     self.last_batch = to_device(delivery.items[0], self._device)
-                    mean.add(self._evaluate(state, self.last_batch, random.fold_in(key, done)))
+                    table.add(self._evaluate(state, self.last_batch, random.fold_in(key, number + 1)))
                     if on_batch is not None:
-                        on_batch(done, self.batches)
-                    if delivery.cursor.epoch > 0:
-                        break
+                        on_batch(number + 1 - batches.start, len(batches))
         finally:
             feed.close()
-        self.last_batch = None
-        return mean.value()
 
     def _evaluate(self, state: TrainState, batch: Any, key: Key) -> Aux:
         with random.scope(key):
@@ -92,31 +102,6 @@ class Validator:
                 + (" without metrics" if isinstance(aux, Aux) else "")
             )
         return aux
-
-
-class _WeightedMean:
-    """Sums in float64 in the order of the batches, so the result does not depend on how they were fetched."""
-
-    def __init__(self) -> None:
-        self._totals: dict[str, float] = {}
-        self._weight = 0.0
-
-    def add(self, aux: Aux) -> None:
-        metrics = {name: float(value) for name, value in (aux.metrics or {}).items()}
-        if self._weight and metrics.keys() != self._totals.keys():
-            raise ValueError(f"eval_fn returned metrics {sorted(metrics)} after {sorted(self._totals)}")
-        weight = float(aux.weight)
-        if not weight >= 0:
-            raise ValueError(f"Aux.weight must count samples or tokens, got {weight}")
-        if weight:
-            for name, value in metrics.items():
-                self._totals[name] = self._totals.get(name, 0.0) + weight * value
-        self._weight += weight
-
-    def value(self) -> dict[str, float]:
-        if not self._weight:
-            raise ValueError("the total weight of the evaluation is 0: Aux.weight must count samples or tokens")
-        return {name: total / self._weight for name, total in self._totals.items()}
 
 
 def test(
@@ -130,6 +115,8 @@ def test(
     on_batch: OnBatch | None = None,
 ) -> Mapping[str, float]:
     """Evaluate a trained state once and return the weighted mean of each metric.
+
+    Where several processes train together, all of them must call this: they share the batches.
 
     The arguments are those of `Validator`; ``on_batch(done, total)`` is called after each batch.
 

@@ -53,6 +53,22 @@ def end_saving(error: BaseException, loop: Loop) -> BaseException:
     return error
 
 
+def leave_others(error: BaseException, loop: Loop) -> BaseException:
+    """Tell the other processes why this one leaves, and go, so that none waits for it.
+
+    Returns ``error``, or what it means if it comes from a collective within the step.
+    """
+    found = loop.world.explained(error)
+    if found is not error:
+        found.__cause__ = error
+    text = str(error).strip().split("\n")[0][:300]
+    doing, ahead = loop.doing
+    where = f"{doing} iteration {loop.complete.counters.iteration + ahead}"
+    loop.world.note("failed", f"failed in {where}: {type(error).__name__}: {text}")
+    loop.world.leave()
+    return found
+
+
 def _is_saved(loop: Loop) -> bool:
     return loop.saving.saved_at == loop.complete.counters.iteration
 

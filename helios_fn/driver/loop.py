@@ -8,20 +8,24 @@ from typing import Any, NamedTuple
 from .. import random, schedule
 from ..config import RunConfig
 from ..data import Phases
+from ..distributed import World
 from ..errors import NonFiniteError, PurityError
 from ..finite import pass_over
 from ..state import TrainState, give_away, is_given_away, renewed
 from ..types import Delivery, Feed, Reason, Share, Source
+from .agreement import Agreement
 from .batches import step_input
 from .donation import Donation
 from .evaluate import Validator
 from .folder import RunFolder, Start
 from .guard import PurityGuard, check_kinds, check_unwritten, kinds, versions
 from .outlets import Outlets
+from .replicas import Replicas
 from .rows import make_row
 from .saving import Saving
 from .signals import StopSignal
 from .timer import Timer
+from .together import SharedFolder
 from .validation import record_validation
 
 ShouldStop = Callable[[TrainState], bool | str]
@@ -44,8 +48,9 @@ class Surroundings(NamedTuple):
     source: Source | Phases
     cfg: RunConfig
     share: Share
-    folder: RunFolder
+    folder: RunFolder | SharedFolder
     outlets: Outlets
+    world: World
     signal: StopSignal
     timer: Timer
     validate: Validate | None
@@ -64,7 +69,8 @@ class Loop:
         self.step, self.source, self.cfg, self.share = around.step, around.source, around.cfg, around.share
         self.donation = around.donation
         self.folder, self.outlets = around.folder, around.outlets
-        self.signal, self.timer = around.signal, around.timer
+        self.signal, self.timer, self.world = around.signal, around.timer, around.world
+        self.agreement = Agreement(self.world, self.signal, self.timer)
         self.saving = Saving(self.folder, self.outlets)
         self.validate, self.should_stop = around.validate, around.should_stop
         self.batch: Any = None
@@ -77,6 +83,7 @@ class Loop:
         self._metric_names: frozenset[str] | None = None
         self._kinds = kinds(start.state)
         self._launched_at = start.state.counters.iteration
+        self.replicas = Replicas(self.world, self.cfg.check_replicas_every, self._launched_at)
         self.begin(start)
 
     def begin(self, start: Start) -> None:
@@ -98,7 +105,7 @@ class Loop:
                 for delivery in feed:
                     delivered = True
                     self.consume(delivery)
-                    if not self._quiet or self.signal.received is not None or self.timer.is_over():
+                    if self.agreement.asked_to_stop() or not self._quiet:
                         reason = self.stop_reason()
                     self.signal.waiting = True
                     yield self.state
@@ -123,6 +130,7 @@ class Loop:
         """One iteration and all that is due after it."""
         before = self.complete
         self.doing = _STEPPING
+        self.world.iteration = before.counters.iteration + 1
         self.batch = step_input(delivery, self.share.micro_batches, self.cfg.reduction, self.cfg.device)
         stepped = self.stepped(before, delivery)
         self.check_metric_names(stepped)
@@ -178,6 +186,7 @@ class Loop:
             self.run_validation(self.validate)
         if isinstance(self.source, Phases) and self.source.should_advance(self.state.cursor.phase, self.state):
             self.state = self.state.replace(cursor=schedule.next_phase(self.state.cursor))
+        self.replicas.compare(self.state)
         self.outlets.commit()
         self.complete, self.doing = self.state, _SAVING
         if self._phased or due.validate:
@@ -193,7 +202,8 @@ class Loop:
         """Find the next counts at which anything can be due, so that the iterations before need one comparison."""
         ahead = schedule.horizon(self.state, self.cfg)
         every = self.cfg.check_finite_every
-        look = (self.state.counters.iteration // every + 1) * every
+        iteration = self.state.counters.iteration
+        look = min((iteration // every + 1) * every, self.replicas.after(iteration))
         self._look = ahead._replace(iteration=min(ahead.iteration, look))
 
     def check_metric_names(self, stepped: TrainState) -> None:
@@ -251,7 +261,7 @@ class Loop:
     def heed_clock(self) -> None:
         """Save by the clock. A state that went bad is left to the looks that come at fixed iterations."""
         begun = self.saving.begun_at == self.complete.counters.iteration
-        if self.timer.save_is_due() and not begun and int(self.complete.first_bad) < 0:
+        if self.folder.keeps and self.timer.save_is_due() and not begun and int(self.complete.first_bad) < 0:
             self.doing = _SAVING
             self.save()
 
@@ -289,10 +299,10 @@ class Loop:
                 reason, self.message = Reason.SHOULD_STOP, answer if isinstance(answer, str) else ""
         if reason is None and self.cfg.non_finite == "stop" and self._noticed_bad():
             return Reason.NON_FINITE
-        if reason is None and self.signal.received is not None:
-            reason, self.message = Reason.SIGNAL, self.signal.received.name
+        if reason is None and self.agreement.received is not None:
+            reason, self.message = Reason.SIGNAL, self.agreement.received.name
         # A launch that only just manages to load its state gets one iteration further all the same.
-        if reason is None and self.state.counters.iteration > self._launched_at and self.timer.is_over():
+        if reason is None and self.state.counters.iteration > self._launched_at and self.agreement.is_over:
             reason, self.message = Reason.TIME, f"max_time={self.cfg.max_time}"
         if reason is not None and not self.heed_first_bad():
             return Reason.NON_FINITE if self.cfg.non_finite == "stop" else None

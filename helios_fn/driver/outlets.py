@@ -22,7 +22,7 @@ _EVENTS = (
 
 
 class Outlets:
-    """All sinks and observers of a run.
+    """All sinks and observers of a run. Where this process is not the one that ``writes``, only the observers.
 
     Only methods that an observer really defines are called, so an event nobody reads costs nothing.
     Rows reach the sinks when the iteration they belong to is complete: if validation or an observer
@@ -33,11 +33,13 @@ class Outlets:
         TypeError: something is no sink, or an observer defines none of the methods of `Observer`.
     """
 
-    def __init__(self, sinks: Iterable[Sink], observers: Iterable[Any]) -> None:
+    def __init__(self, sinks: Iterable[Sink], observers: Iterable[Any], *, writes: bool = True) -> None:
         if not isinstance(sinks, Iterable) or not isinstance(observers, Iterable):
             raise TypeError("sinks and observers are lists: write sinks=[hf.sinks.JsonLines()]")
         self._sinks = list(sinks)
         check_sinks(self._sinks)
+        if not writes:
+            self._sinks.clear()
         self._handlers: dict[str, list[Callable[..., None]]] = {event: [] for event in _EVENTS}
         for observer in observers:
             self._subscribe(observer)

@@ -11,14 +11,15 @@ from typing import Any
 from .. import schedule
 from ..config import RunConfig
 from ..data import Phases, as_source
+from ..distributed import World, connect, opened
 from ..errors import PurityError
 from ..sinks import Progress
 from ..state import TrainState
 from ..types import Json, Observer, Result, RunInfo, Sink, Step
-from .border import PassThrough, check_combination, check_step, checked_state, checked_types, process
+from .border import PassThrough, check_combination, check_step, checked_state, checked_types
 from .donation import Donation
 from .evaluate import Validator
-from .failure import end_saving, run_failed, save_after
+from .failure import end_saving, leave_others, run_failed, save_after
 from .folder import RunFolder, Start
 from .guard import PurityGuard
 from .loop import Loop, ShouldStop, Surroundings, Validate
@@ -26,6 +27,7 @@ from .outlets import Outlets
 from .record import environment, geometry
 from .signals import StopSignal
 from .timer import Clock, Timer
+from .together import SharedFolder
 
 _LOGGER = logging.getLogger("helios_fn")
 
@@ -147,15 +149,17 @@ def _states(
     timer = Timer(cfg, clock)
     check_step(step)
     source = as_source(loader)
-    share = schedule.share_of(cfg, *process())
+    joined = connect(cfg.seconds("collective_timeout"))
+    share = schedule.share_of(cfg, joined.rank, joined.size)
     check_combination(cfg, source, validate, should_stop)
     fresh = checked_state(init_state() if callable(init_state) else init_state, cfg)
     facts: dict[str, Json] = {
         "geometry": geometry(cfg, share, source.describe(), fresh),
         "environment": environment(cfg, step),
+        "processes": share.world,
     }
-    progress = [Progress()] if cfg.progress else []
-    outlets = Outlets(sinks, [*progress, *observers])
+    progress = [Progress()] if cfg.progress and joined.is_main else []
+    outlets = Outlets(sinks, [*progress, *observers], writes=joined.is_main)
     around = Surroundings(
         step=PurityGuard(step, cfg.purity_checks),
         donation=Donation(cfg, step, shown=shown or should_stop is not None or outlets.shows_states),
@@ -164,6 +168,7 @@ def _states(
         share=share,
         folder=RunFolder(cfg, facts, checkpoint_metadata),
         outlets=outlets,
+        world=joined,
         signal=StopSignal(),
         timer=timer,
         validate=validate,
@@ -180,6 +185,7 @@ def _drive(
     ``initial`` is a list so that it can be emptied: nobody is to hold a state that training has left.
     """
     with ExitStack() as stack:
+        around = _among_others(around, stack.enter_context(opened(around.cfg.seconds("collective_timeout"))))
         stack.enter_context(around.folder)
         stack.callback(_close_sources, around)
         start = around.folder.start(initial.pop())
@@ -192,16 +198,26 @@ def _drive(
         try:
             return (yield from _lead(loop, info))
         except GeneratorExit:
+            loop.world.note("left", f"left the run after iteration {loop.complete.counters.iteration}")
+            loop.world.leave()
             _save_last(loop)
             _tell_of_failure(loop)
             raise
-        except BaseException as error:
+        except BaseException as raised:
+            error = leave_others(raised, loop)
             decisive = error if around.signal.aborted else end_saving(error, loop)
             failed = save_after(decisive, loop) if isinstance(error, Exception) else None
             _tell_of_failure(loop)
             if isinstance(error, pass_through) or not isinstance(error, Exception):
                 raise
             raise run_failed(error, loop, failed) from error
+
+
+def _among_others(around: Surroundings, world: World) -> Surroundings:
+    if world.size == 1:
+        return around
+    assert isinstance(around.folder, RunFolder)
+    return around._replace(world=world, folder=SharedFolder(around.folder, world))
 
 
 def _lead(loop: Loop, info: RunInfo) -> Generator[TrainState, None, Result]:
@@ -213,6 +229,8 @@ def _lead(loop: Loop, info: RunInfo) -> Generator[TrainState, None, Result]:
     reason = yield from loop.train()
     loop.doing = ("the end after", 0)
     _save_last(loop)
+    loop.agreement.end()
+    loop.world.barrier()  # when any process returns, the last state is on disk
     loop.ended = True
     loop.outlets.emit("on_end", loop.state, reason)
     loop.outlets.close()
@@ -271,4 +289,6 @@ def _info(around: Surroundings, start: Start) -> RunInfo:
         start_batch=start.state.cursor.batch,
         log_dir=start.log_dir,
         superseded=start.superseded,
+        rank=around.world.rank,
+        processes=around.world.size,
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 
 from .. import accumulate, tree
+from ..distributed.reduction import Term
 from ..tracing import is_traced
-from ..types import Tree
-from .reduction import Term
+from ..types import Json, Tree
 from .report import Weight
 
 
@@ -46,31 +46,68 @@ def mean_of_one(result: Mean, buffers: Tree) -> Mean:
     return Mean(loss, grads, tree.map(unless_zero, result.buffers, buffers), metrics, weight)
 
 
+class Facts(NamedTuple):
+    """What one cannot know of the results of micro-batches before the first of them, ``index``, has been seen."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, of no use here
+    names: list[str]
+    scalar_dtypes: list[torch.dtype]
+    grad_dtypes: list[torch.dtype]
+    unchanged: frozenset[int]
+
+    def to_json(self) -> Json:
+        """As plain values, for a process that has no micro-batch."""
+        dtypes: Any = [
+            [str(dtype).removeprefix("torch.") for dtype in each] for each in (self.scalar_dtypes, self.grad_dtypes)
+        ]
+        return [self.index, list(self.names), *dtypes, list[Json](sorted(self.unchanged))]
+
+    @classmethod
+    def from_json(cls, data: Any) -> Self:
+        """The inverse of `to_json`."""
+        index, names, *dtypes, unchanged = data
+        scalars, grads = ([getattr(torch, name) for name in each] for each in dtypes)
+        return cls(index, names, scalars, grads, frozenset(unchanged))
+
+
 class Layout:
     """How results of one iteration become terms to be summed, and how sums become their mean.
 
     A term has four groups: scalars (weight, loss, metrics), gradients, changes of floating point buffers,
     and other buffers.
 
-    The layout is fixed by the first result, that of micro-batch ``index``. Buffers that it returns
-    unchanged (the very tensors of the state, as frozen weights are) cost nothing.
+    The layout is fixed by the first result. Buffers that it returns unchanged (the very tensors of the state, as frozen
+    weights are) cost nothing.
+
+    Args:
+        facts: what the first result looks like.
+        grads: any tree of tensors in the shapes and the structure of the gradients.
+        buffers: those of the state.
+
+    Attributes:
+        facts: the same.
     """
 
-    def __init__(self, first: Mean, index: int, buffers: Tree) -> None:
-        self._index = index
-        self._names = sorted(first.metrics)
+    def __init__(self, facts: Facts, grads: Tree, buffers: Tree) -> None:
+        self.facts = facts
         self._flatten_grads, self._flatten_buffers = tree.Flattener(), tree.Flattener()
-        grads, self._grad_spec = self._flatten_grads(first.grads)
-        # Nothing more of the first result is kept: its gradients would live as long as the iteration.
-        self._grad_dtypes = [leaf.dtype for leaf in grads]
-        self._scalar_dtypes = [leaf.dtype for leaf in self._scalars(first)]
+        _, self._grad_spec = self._flatten_grads(grads)
         self._old, self._buffer_spec = self._flatten_buffers(buffers)
-        new = self._new_buffers(first, index)
-        same = [leaf is old for leaf, old in zip(new, self._old, strict=True)]
-        self._unchanged = [at for at, is_same in enumerate(same) if is_same]
-        changed = [at for at, is_same in enumerate(same) if not is_same]
+        changed = [at for at in range(len(self._old)) if at not in facts.unchanged]
         self._floating = [at for at in changed if _is_floating(self._old[at])]
         self._other = [at for at in changed if not _is_floating(self._old[at])]
+
+    @classmethod
+    def of(cls, first: Mean, index: int, buffers: Tree) -> Self:
+        """The layout of the results that are like the ``first``, that of micro-batch ``index``."""
+        names = sorted(first.metrics)
+        # Nothing more of the first result is kept: its gradients would live as long as the iteration.
+        scalars = [leaf.dtype for leaf in _scalars(first, names)]
+        grads = [leaf.dtype for leaf in tree.leaves(first.grads)]
+        layout = cls(Facts(index, names, scalars, grads, frozenset()), first.grads, buffers)
+        new = layout._new_buffers(first, index)
+        same = frozenset(at for at, (leaf, old) in enumerate(zip(new, layout._old, strict=True)) if leaf is old)
+        return cls(layout.facts._replace(unchanged=same), first.grads, buffers) if same else layout
 
     def term(self, result: Mean, index: int) -> Term:
         """The weighted term of micro-batch ``index``, in new tensors.
@@ -78,32 +115,47 @@ class Layout:
         Raises:
             ValueError: the result does not fit the layout.
         """
-        if sorted(result.metrics) != self._names:
+        facts = self.facts
+        if sorted(result.metrics) != facts.names:
             raise ValueError(
-                f"all micro-batches must report the same metrics: {self._names} in micro-batch "
-                f"{self._index}, {sorted(result.metrics)} in micro-batch {index}"
+                f"all micro-batches must report the same metrics: {facts.names} in micro-batch "
+                f"{facts.index}, {sorted(result.metrics)} in micro-batch {index}"
             )
         weight, new = result.weight, self._new_buffers(result, index)
-        for at in self._unchanged:
+        for at in facts.unchanged:
             if new[at] is not self._old[at]:
                 raise ValueError(
                     f"micro-batch {index} changes the buffer {tree.paths(result.buffers)[at]}, but micro-batch "
-                    f"{self._index} returned it as it was: return new buffers from all or from none"
+                    f"{facts.index} returned it as it was: return new buffers from all or from none"
                 )
         grads, _ = self._flatten_grads(result.grads)
         return [
-            [_as_tensor(weight), *accumulate.scale(self._scalars(result), weight)],
+            [_as_tensor(weight), *accumulate.scale(_scalars(result, facts.names), weight)],
             accumulate.scale(grads, weight),
             accumulate.scale([_change(new[at], self._old[at]) for at in self._floating], weight),
             # Only micro-batch 0 counts. As a sum with zeros this needs no exchange of its own.
             accumulate.scale([new[at] for at in self._other], 1 if index == 0 else 0),
         ]
 
+    def empty_term(self, params: Tree) -> Term:
+        """A term like those of `term`, of zeros, on the devices of ``params``; for a process without a micro-batch."""
+        leaves, _ = self._flatten_grads(params)
+        facts = self.facts
+        device = leaves[0].device
+        scalars = [torch.zeros((), dtype=dtype, device=device) for dtype in facts.scalar_dtypes]
+        grads = [torch.empty_like(leaf, dtype=dtype) for leaf, dtype in zip(leaves, facts.grad_dtypes, strict=True)]
+        return [
+            [_as_tensor(torch.zeros((), device=device)), *accumulate.zeros(scalars)],
+            accumulate.zeros(grads),
+            accumulate.zeros([self._old[at] for at in self._floating]),
+            accumulate.zeros([self._old[at] for at in self._other]),
+        ]
+
     def mean(self, total: Term) -> Mean:
         """The mean from the sum of all terms."""
         (weights, *scalars), grads, changes, others = total
         weight: Weight = weights if is_traced() or weights.device.type != "cpu" else weights.item()
-        loss, *metrics = _cast(accumulate.divide(scalars, weight), self._scalar_dtypes)
+        loss, *metrics = _cast(accumulate.divide(scalars, weight), self.facts.scalar_dtypes)
         buffers = list(self._old)
         for at, change in zip(self._floating, accumulate.divide(changes, weight), strict=True):
             buffers[at] = torch.where(change == 0, buffers[at], (buffers[at] + change).to(buffers[at].dtype))
@@ -111,14 +163,11 @@ class Layout:
             buffers[at] = _choose(weight == 0, buffers[at], leaf)
         return Mean(
             loss,
-            tree.unflatten(self._grad_spec, _cast(accumulate.divide(grads, weight), self._grad_dtypes)),
+            tree.unflatten(self._grad_spec, _cast(accumulate.divide(grads, weight), self.facts.grad_dtypes)),
             tree.unflatten(self._buffer_spec, buffers),
-            dict(zip(self._names, metrics, strict=True)),
+            dict(zip(self.facts.names, metrics, strict=True)),
             weight,
         )
-
-    def _scalars(self, result: Mean) -> list[torch.Tensor]:
-        return [result.loss, *(result.metrics[name] for name in self._names)]
 
     def _new_buffers(self, result: Mean, index: int) -> list[Any]:
         new, treespec = self._flatten_buffers(result.buffers)
@@ -135,6 +184,10 @@ class Layout:
                     "has several micro-batches, a buffer that changes must be a tensor"
                 )
         return new
+
+
+def _scalars(result: Mean, names: list[str]) -> list[torch.Tensor]:
+    return [result.loss, *(result.metrics[name] for name in names)]
 
 
 def _cast(leaves: list[torch.Tensor], dtypes: list[torch.dtype]) -> list[torch.Tensor]:

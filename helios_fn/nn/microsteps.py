@@ -8,18 +8,22 @@ from typing import Any, TypeAlias
 import torch
 
 from .. import random
+from ..distributed.reduction import SUMS, Partial, Reduce
+from ..distributed.world import World, current
 from ..state import micro_keys
 from ..tracing import is_traced
 from ..types import Aux, Key, MicroBatches, Tree
-from .mean import Layout, Mean, mean_of_one
-from .reduction import SUMS, Partial, Reduce, reduce_alone
+from .mean import Facts, Layout, Mean, mean_of_one
 from .report import read_aux, read_metrics, read_weight
 
 GradFn: TypeAlias = Callable[[Tree, Tree, Any, Key], tuple[tuple[torch.Tensor, Aux | None], Tree]]
 
 
-def microsteps(grad_fn: GradFn, state: Any, batch: Any, *, reduce: Reduce = reduce_alone) -> Mean:
-    """Call ``grad_fn`` on each micro-batch of this iteration and return the mean over all of them.
+def microsteps(grad_fn: GradFn, state: Any, batch: Any, *, reduce: Reduce | None = None) -> Mean:
+    """Call ``grad_fn`` on each micro-batch of this iteration and return the mean over all of them, of all processes.
+
+    This is the only place where processes that train together (`helios_fn.launch`, torchrun) exchange gradients: each calls
+    ``grad_fn`` on its own share of the micro-batches, and all get the same mean.
 
     Every call gets the same ``state.params`` and ``state.buffers``, its micro-batch and its key, and
     runs in a scope of that key.
@@ -40,12 +44,13 @@ def microsteps(grad_fn: GradFn, state: Any, batch: Any, *, reduce: Reduce = redu
             ``value_and_grad(loss_fn, has_aux=True)`` makes; ``aux`` is an `Aux` or ``None``.
         state: has ``params``, ``buffers``, ``key`` and ``counters``, as `TrainState`.
         batch: what the driver hands to a step.
-        reduce: the sum over processes; the default is that of a process alone.
+        reduce: the sum over processes; by default over those that train together right now.
 
     Raises:
         TypeError: ``aux``, a weight, a metric or a changing buffer is of the wrong kind.
         ValueError: a weight is negative or not finite, a metric is not 0-d, micro-batches disagree on
             their metrics or on which buffers they change, or there are none.
+        PeerLost: another process is missing.
     """
     return mean_over(grad_fn, state.params, state.buffers, batch, micro_keys(state, batch), reduce=reduce)
 
@@ -57,23 +62,38 @@ def mean_over(
     batch: Any,
     keys: Sequence[Key],
     *,
-    reduce: Reduce = reduce_alone,
+    reduce: Reduce | None = None,
 ) -> Mean:
     """`microsteps` of the parts of a state, with one key for each micro-batch that this process holds."""
     if not isinstance(batch, MicroBatches):
         return mean_of_one(_evaluate(grad_fn, params, buffers, batch, keys[0], 0), buffers)
-    if not batch.items:
-        raise ValueError(f"this process has none of the iteration's {batch.count} micro-batches")
+    world = current()
     layout: Layout | None = None
     total = SUMS[batch.reduction](batch.start)
     for index, (item, key) in enumerate(zip(batch.items, keys, strict=True), batch.start):
         result = _evaluate(grad_fn, params, buffers, item, key, index)
         if layout is None:
-            layout = Layout(result, index, buffers)
+            layout = Layout.of(result, index, buffers)
         total.push(layout.term(result, index))
         del result  # its gradients would live through the next backward pass
-    assert layout is not None  # there was an item
-    return layout.mean(reduce(Partial(total.blocks(), batch.count, batch.reduction)))
+    if reduce is None and batch.count < world.size:
+        layout = _layout_for_all(layout, world, params, buffers)
+    if layout is None:
+        raise ValueError(f"this process has none of the iteration's {batch.count} micro-batches")
+    like = None if batch.items else layout.empty_term(params)
+    partial = Partial(total.blocks(), batch.count, batch.reduction, like)
+    return layout.mean((world.reduce if reduce is None else reduce)(partial))
+
+
+def _layout_for_all(layout: Layout | None, world: World, params: Tree, buffers: Tree) -> Layout:
+    """The layout on every process of an iteration in which some have no micro-batch. The last one always has."""
+    if is_traced():
+        raise ValueError(
+            "an iteration has fewer micro-batches than there are processes, which a step that is compiled as a whole "
+            "cannot express: use unit='iteration', fewer processes, or compile='grad'"
+        )
+    facts = world.tell_all(None if layout is None else layout.facts.to_json(), world.size - 1)
+    return Layout(Facts.from_json(facts), params, buffers) if layout is None else layout
 
 
 def _evaluate(grad_fn: GradFn, params: Tree, buffers: Tree, item: Any, key: Key, index: int) -> Mean:

@@ -15,7 +15,7 @@ from torch import nn
 
 from helios_fn import accumulate, random, tree
 from helios_fn.nn import functional, microsteps, value_and_grad
-from helios_fn.nn.reduction import Partial, combine, reduce_alone
+from helios_fn.distributed.reduction import Partial, combine, reduce_alone
 from helios_fn.state import micro_keys
 from helios_fn.types import Aux, Counters, MicroBatches
 
@@ -327,5 +327,8 @@ def test_a_process_without_micro_batches_is_refused_for_now():
         microsteps(answers(), state_of({}), MicroBatches((), 3, 3))
 
 
-def test_the_default_reduction_is_that_of_a_process_alone():
-    assert microsteps.__kwdefaults__ == {"reduce": reduce_alone}
+def test_a_process_alone_sums_what_it_has():
+    state, batch = regression_case(3, 5)
+    batches = MicroBatches(split(batch, [2, 2, 1]), 0, 3)
+    alone = microsteps(regression_grad, state, batches, reduce=reduce_alone)
+    assert tree.equal(microsteps(regression_grad, state, batches), alone)

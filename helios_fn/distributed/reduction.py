@@ -12,6 +12,7 @@ loop; cut into slices, each of them is folded first.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -100,7 +101,7 @@ def combine(parts: Iterable[Sequence[Block]], count: int, reduction: ReductionNa
     """
     total = SUMS[reduction]()
     reached = 0
-    for block in sorted((block for part in parts for block in part), key=lambda block: block.start):
+    for block in sorted(itertools.chain.from_iterable(parts), key=lambda block: block.start):
         if block.start != reached:
             raise ValueError(
                 f"no block starts at micro-batch {reached} of {count}; the next one starts at {block.start}"
@@ -122,11 +123,16 @@ def combine(parts: Iterable[Sequence[Block]], count: int, reduction: ReductionNa
 
 
 class Partial(NamedTuple):
-    """One process's share of a sum of ``terms`` terms."""
+    """One process's share of a sum of ``terms`` terms.
+
+    ``like`` is a term of the same groups, shapes, dtypes and devices, whatever it holds; it is for processes
+    that have no block, and may be ``None`` where there are some.
+    """
 
     blocks: list[Block]
     terms: int
     reduction: ReductionName
+    like: Term | None = None
 
 
 Reduce: TypeAlias = Callable[[Partial], Term]
@@ -136,6 +142,17 @@ Reduce: TypeAlias = Callable[[Partial], Term]
 def reduce_alone(partial: Partial) -> Term:
     """The `Reduce` of a process that has no others: its blocks are all there are."""
     return combine([partial.blocks], partial.terms, partial.reduction)
+
+
+def leaves_of(term: Term) -> list[torch.Tensor]:
+    """The tensors of all groups."""
+    return [leaf for group in term for leaf in group]
+
+
+def regrouped(leaves: list[torch.Tensor], like: Term) -> Term:
+    """The inverse of `leaves_of`."""
+    rest = iter(leaves)
+    return [[next(rest) for _ in group] for group in like]
 
 
 def _add(left: Term, right: Term) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helios_fn import tree
-from helios_fn.nn.reduction import SUMS, Block, FoldSum, Partial, Term, TreeSum, blocks, combine, reduce_alone
+from helios_fn.distributed.reduction import SUMS, Block, FoldSum, Partial, Term, TreeSum, blocks, combine, reduce_alone
 
 SEEDS = st.integers(0, 2**31)
 

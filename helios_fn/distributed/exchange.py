@@ -1,0 +1,150 @@
+"""Sums over processes: who sends what to whom, so that the order of summation is the one that was promised.
+
+In tree order the result is the same bits for any number of processes, each of which holds the sums of the largest nodes
+of the tree within its slice (see `reduction`). Three ways lead there, by size:
+
+- *gather*: everybody sends its nodes to everybody, in one message, and sums all of them. One round: for little data.
+- *scatter*: every process sums one part of the data, then the parts are gathered. Two rounds, of which each moves
+  ``1 / size`` of the data to every other process: as much as the best all-reduce moves (Rabenseifner, "Optimization of
+  Collective Reduction Operations", 2004), in an order of our own.
+- *all-reduce*: the backend's own, where its order cannot matter: two processes with one node each. In fold order it serves
+  any number of processes, as in `torch.nn.parallel.DistributedDataParallel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..schedule import rank_slice
+from ..types import ReductionName
+from .buckets import Bucket, buckets, spread
+from .channel import Channel
+from .reduction import Block, Partial, Term, blocks, combine, leaves_of, regrouped
+
+GATHERED_BYTES = 256 << 10
+"""Up to this much from each process, one round of larger messages is faster than two of smaller ones."""
+
+Nodes = list[tuple[int, int]]
+"""``(start, size)`` of the sums that one process holds."""
+
+
+def exchange(channel: Channel, partial: Partial) -> Term:
+    """The sum of all terms of all processes, the same bits on each of them.
+
+    Raises:
+        ValueError: this process does not hold the share that is its own, or has neither a block nor a ``like``.
+    """
+    like = partial.blocks[0].term if partial.blocks else partial.like
+    if like is None:
+        raise ValueError(f"process {channel.rank} has no micro-batch, and nothing says what a term looks like")
+    found = buckets(leaves_of(like))
+    return regrouped(spread(found, exchange_flat(channel, partial, found)), like)
+
+
+def exchange_flat(channel: Channel, partial: Partial, found: list[Bucket]) -> list[torch.Tensor]:
+    """The same as one vector for each bucket."""
+    plan = nodes_of_all(partial.terms, channel.size, partial.reduction)
+    held = [(block.start, block.size) for block in partial.blocks]
+    if held != plan[channel.rank]:
+        raise ValueError(
+            f"process {channel.rank} of {channel.size} holds the micro-batches {_ranges(held)} of {partial.terms}, but "
+            f"its share is {_ranges(plan[channel.rank])}: hand the step what the driver or the loader's feed delivered"
+        )
+    nbytes = sum(bucket.nbytes for bucket in found)
+    if nbytes * max(map(len, plan)) <= GATHERED_BYTES:
+        return _gathered(channel, plan, partial, found)
+    if _any_order(plan, partial.reduction):
+        return _all_reduced(channel, partial, found)
+    return [_scattered(channel, plan, partial, bucket) for bucket in found]
+
+
+def nodes_of_all(terms: int, size: int, reduction: ReductionName) -> list[Nodes]:
+    """The sums that each process holds of an iteration of ``terms`` micro-batches."""
+    slices = [rank_slice(terms, rank, size) for rank in range(size)]
+    if reduction == "tree":
+        return [blocks(start, stop) for start, stop in slices]
+    return [[(start, stop - start)] if stop > start else [] for start, stop in slices]
+
+
+def _any_order(plan: list[Nodes], reduction: ReductionName) -> bool:
+    # The sum of two is the same in both orders.
+    return reduction == "fold" or [len(nodes) for nodes in plan] == [1, 1]
+
+
+def _gathered(channel: Channel, plan: list[Nodes], partial: Partial, found: list[Bucket]) -> list[torch.Tensor]:
+    """Everybody's nodes, in one message of bytes per device, summed here."""
+    sums: dict[int, torch.Tensor] = {}
+    for device in dict.fromkeys(bucket.device for bucket in found):
+        members = [(place, bucket) for place, bucket in enumerate(found) if bucket.device == device]
+        lengths = [_aligned(bucket.nbytes) for _, bucket in members]
+        message = [_padded(bucket.flat(leaves_of(block.term))) for block in partial.blocks for _, bucket in members]
+        flat = torch.cat(message) if message else torch.empty(0, dtype=torch.uint8, device=device)
+        received = channel.gather(flat, [sum(lengths) * len(nodes) for nodes in plan])
+        parts = [
+            [
+                Block(*node, [_unpacked(piece, members)])
+                for node, piece in zip(nodes, _split(data, len(nodes)), strict=True)
+            ]
+            for nodes, data in zip(plan, received, strict=True)
+        ]
+        (total,) = combine(parts, partial.terms, partial.reduction)
+        sums.update(zip([place for place, _ in members], total, strict=True))
+    return [sums[place] for place in range(len(found))]
+
+
+def _all_reduced(channel: Channel, partial: Partial, found: list[Bucket]) -> list[torch.Tensor]:
+    if partial.blocks:
+        (block,) = partial.blocks
+        flats = [bucket.flat(leaves_of(block.term)) for bucket in found]
+    else:
+        flats = [torch.zeros(bucket.numel, dtype=bucket.dtype, device=bucket.device) for bucket in found]
+    channel.sum_(flats)
+    return flats
+
+
+def _scattered(channel: Channel, plan: list[Nodes], partial: Partial, bucket: Bucket) -> torch.Tensor:
+    """Part r of everybody's nodes goes to rank r, is summed there, and comes back to all."""
+    cuts = [rank_slice(bucket.numel, rank, channel.size) for rank in range(channel.size)]
+    widths = [stop - start for start, stop in cuts]
+    mine = widths[channel.rank]
+    flats = [bucket.flat(leaves_of(block.term)) for block in partial.blocks]
+    if flats:
+        outgoing = torch.cat([flat[start:stop] for start, stop in cuts for flat in flats])
+    else:
+        outgoing = torch.empty(0, dtype=bucket.dtype, device=bucket.device)
+    given = [width * len(partial.blocks) for width in widths]
+    received = channel.swap(outgoing, given, [mine * len(nodes) for nodes in plan])
+    parts = [
+        [Block(*node, [[piece]]) for node, piece in zip(nodes, _split(data, len(nodes)), strict=True)]
+        for nodes, data in zip(plan, received, strict=True)
+    ]
+    ((total,),) = combine(parts, partial.terms, partial.reduction)
+    return torch.cat(channel.gather(total, widths))
+
+
+def _split(data: torch.Tensor, parts: int) -> Sequence[torch.Tensor]:
+    return data.split(data.numel() // parts) if parts and data.numel() else [data] * parts
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // 16) * 16  # the widest dtype has 16 bytes
+
+
+def _padded(flat: torch.Tensor) -> torch.Tensor:
+    data = flat.view(torch.uint8)
+    return torch.nn.functional.pad(data, (0, _aligned(data.numel()) - data.numel()))
+
+
+def _unpacked(data: torch.Tensor, members: Sequence[tuple[int, Bucket]]) -> list[torch.Tensor]:
+    """The flat tensors of one node, as views of its bytes."""
+    found, start = [], 0
+    for _, bucket in members:
+        found.append(data[start : start + bucket.nbytes].view(bucket.dtype))
+        start += _aligned(bucket.nbytes)
+    return found
+
+
+def _ranges(nodes: Nodes) -> str:
+    return f"{nodes[0][0]} to {sum(nodes[-1]) - 1}" if nodes else "(none)"
