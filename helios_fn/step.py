@@ -15,7 +15,7 @@ from .nn import Average, GradFn, LossFn, Mean, loss_grad, mean_over, microsteps
 from .optim import Optimizer
 from .state import TrainState, check_optimizer, give_away, micro_keys
 from .tracing import is_traced
-from .types import Tree
+from .types import MicroBatches, Tree
 
 CompileMode: TypeAlias = Literal["grad", "whole"]
 
@@ -41,7 +41,8 @@ def make_step(
         around_grad: wraps the gradient function ``(params, buffers, batch, key) -> ((loss, aux), grads)``,
             as `helios_fn.sam` does.
         compile: ``"grad"`` compiles loss and gradient into one graph for each shape of batch and leaves the
-            update to torch's fused kernels; ``"whole"`` compiles the update too; ``None`` compiles
+            update to torch's fused kernels; ``"whole"`` compiles the update too (with several micro-batches: one
+            graph for each of them, and one for all that follows their sum); ``None`` compiles
             nothing. The bits are those of the same mode in every run, but not those of another mode.
             Where ``loss_fn`` hands its key to a model, make that with ``functional(..., draws="keyed")``.
         compile_options: further keywords of ``torch.compile``, such as ``{"mode": "reduce-overhead"}``.
@@ -102,10 +103,14 @@ class MadeStep:
     def __init__(self, recipe: Recipe, compile: CompileMode | None, options: Mapping[str, Any] | None) -> None:
         self._recipe = recipe
         self.compile = compile
-        self._regions: dict[bool, random.Seeded] = {}
         self._flatten = tree.Flattener()
+        self._regions: dict[bool, random.Seeded] = {}
+        self._endings: dict[bool, Callable[..., Any]] = {}
+        self._grad_fn = recipe.grad_fn
         if compile == "whole":
             self._regions = {donate: random.Seeded(_region(recipe, donate, options)) for donate in (False, True)}
+            self._endings = {donate: _ending(recipe, donate, options) for donate in (False, True)}
+            self._grad_fn = whole_graph(recipe.grad_fn, options)
 
     def __call__(self, state: TrainState, batch: Any) -> TrainState:
         """The next state; ``state`` stays as it is."""
@@ -119,13 +124,18 @@ class MadeStep:
         old = Parts(
             state.params, state.buffers, state.opt_state, state.averages, state.first_bad, state.counters.iteration
         )
-        if self._regions and not is_traced():
+        whole = self._regions and not is_traced()
+        if whole and not isinstance(batch, MicroBatches):
             new, metrics = self._run_region(state, old, batch, donate)
         else:
-            mean = microsteps(self._recipe.grad_fn, state, batch)
+            mean = microsteps(self._grad_fn, state, batch)
             if donate:
                 give_away(state)
-            new, metrics = _next(self._recipe, old, mean, donate)
+            if whole:
+                weight = torch.as_tensor(mean.weight, dtype=torch.float64)
+                new, metrics = self._endings[donate](_with_tensors(old), mean._replace(weight=weight))
+            else:
+                new, metrics = _next(self._recipe, old, mean, donate)
         return state.replace(
             params=new.params,
             buffers=new.buffers,
@@ -139,23 +149,38 @@ class MadeStep:
         self, state: TrainState, old: Parts, batch: Any, donate: bool
     ) -> tuple[Parts, dict[str, torch.Tensor]]:
         keys = micro_keys(state, batch)
-        old = old._replace(iteration=torch.full((), state.counters.iteration, dtype=torch.int64))
         leaves, _ = self._flatten(batch)
         if donate:
             give_away(state)
         # A scope cannot be opened inside, but compiled draws are seeded from torch's generators.
-        key = keys[0] if keys else state.key  # without micro-batches the region says what is wrong
-        return self._regions[donate](key, leaves, old, batch, keys, consumes=donate)
+        return self._regions[donate](keys[0], leaves, _with_tensors(old), batch, keys, consumes=donate)
+
+
+def _with_tensors(old: Parts) -> Parts:
+    """What the compiler would else take for a constant, as a tensor."""
+    return old._replace(iteration=torch.full((), old.iteration, dtype=torch.int64))
 
 
 def _region(recipe: Recipe, donate: bool, options: Mapping[str, Any] | None) -> Callable[..., Any]:
-    """The whole step as one graph, over everything that changes along a run."""
+    """The whole step of one batch as one graph, over everything that changes along a run."""
 
     def step(old: Parts, batch: Any, keys: list[torch.Tensor]) -> tuple[Parts, dict[str, torch.Tensor]]:
         mean = mean_over(recipe.grad_fn, old.params, old.buffers, batch, keys)
         return _next(recipe, old, mean, donate)
 
     return whole_graph(step, options)
+
+
+def _ending(recipe: Recipe, donate: bool, options: Mapping[str, Any] | None) -> Callable[..., Any]:
+    """What follows the sum over micro-batches as one graph.
+
+    The sum itself stays outside: the bits of each term are then those of one graph, whatever the number of processes.
+    """
+
+    def end(old: Parts, mean: Mean) -> tuple[Parts, dict[str, torch.Tensor]]:
+        return _next(recipe, old, mean, donate)
+
+    return whole_graph(end, options)
 
 
 def _next(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Parts, dict[str, torch.Tensor]]:
