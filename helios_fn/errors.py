@@ -63,3 +63,21 @@ class StateDonated(RuntimeError):
 
 class NotTraceable(RuntimeError):
     """A function that is to be compiled into one graph, or mapped over members, does something that cannot be."""
+
+
+class PeerLost(RuntimeError):
+    """Another rank is gone, or cannot be reached: this rank is not the cause."""
+
+
+class LaunchFailed(RuntimeError):
+    """Not every process that `helios_fn.distributed.launch` started has returned a value.
+
+    Attributes:
+        rank: the rank that failed first, as far as this can be told: one that only lost a peer is not meant.
+        failures: what happened to each rank that returned nothing, with its traceback where there is one.
+    """
+
+    def __init__(self, message: str, *, rank: int = 0, failures: dict[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.failures = {} if failures is None else failures

@@ -15,6 +15,7 @@ LAYERS = [
     {"types", "errors", "tracing", "signature"},
     {"tree", "random", "config", "accumulate", "finiteness", "graph", "patterns"},
     {"state", "schedule"},
+    {"distributed"},
     {"nn", "optim", "data", "checkpoint", "sinks", "finite"},
     {"step", "compiled", "ensemble", "unroll"},
     {"driver"},
