@@ -70,7 +70,7 @@ def _here() -> Place:
     if here.size != size:
         raise ValueError(
             f"torch.distributed's default group has {size} ranks, but the environment tells of {here.size} "
-            "(WORLD_SIZE): which ranks share a machine is not known. Start the processes with torchrun or helios_fn's launch"
+            "(WORLD_SIZE): which ranks share a machine is not known. Start them with torchrun or helios_fn's launch"
         )
     return here
 
@@ -120,8 +120,8 @@ class _Board:
                 heard, since = signs, time.monotonic()
             elif time.monotonic() - since > silence:
                 raise PeerLost(
-                    f"{me}: {done} of {self._here.size} ranks are done, and there was no sign of life for {silence:g} s. "
-                    "A rank is gone or stopped, or does not call once_per_node"
+                    f"{me}: {done} of {self._here.size} ranks are done, and there was no sign of life for {silence:g} "
+                    "s. A rank is gone or stopped, or does not call once_per_node"
                 )
             time.sleep(_LOOK)
 

@@ -7,11 +7,12 @@ import signal
 import sys
 import threading
 import time
+from datetime import timedelta
 
 import torch
 from torch import distributed
 
-from helios_fn.distributed import launch, once_per_node
+from helios_fn.distributed import launch, once, once_per_node
 from helios_fn.distributed.environment import place
 
 
@@ -103,20 +104,32 @@ def one_returns_early():
 
 
 def deaf(folder):
-    """One rank fails, another one does not listen to SIGTERM."""
+    """One rank fails, another one does not listen to SIGTERM, nor does a process of its own."""
     if rank() == 0:
         while not os.path.exists(f"{folder}/1"):
             time.sleep(0.01)
         raise ValueError("enough")
+    both_deaf(folder, helper=os.fork())
+
+
+def both_deaf(folder, helper=None):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    linger(folder)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if helper != 0:
+        note(folder, "" if helper is None else f" {helper}")
+    time.sleep(600)
 
 
 def linger(folder):
-    with open(f"{folder}/part-{rank()}", "w") as file:
-        file.write(str(os.getpid()))
-    os.replace(file.name, f"{folder}/{rank()}")
+    note(folder)
     time.sleep(600)
+
+
+def note(folder, more=""):
+    """Leave the process id in a file that is there at once as a whole."""
+    with open(f"{folder}/part-{rank()}", "w") as file:
+        file.write(f"{os.getpid()}{more}")
+    os.replace(file.name, f"{folder}/{rank()}")
 
 
 def obedient(folder):
@@ -124,7 +137,7 @@ def obedient(folder):
     told = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: told.append(number))
-    open(f"{folder}/{rank()}", "w").close()
+    note(folder)
     while not told:
         time.sleep(0.01)
     return signal.Signals(told[0]).name
@@ -137,15 +150,18 @@ def hold_on_at_exit():
 
 def prepared(folder, how="well"):
     distributed.init_process_group("gloo")
+    seen = []
     for turn in range(2):
         once_per_node(prepare, f"{folder}/{turn}", how=how)
-    return sorted(os.listdir(folder))
+        seen.append(sorted(os.listdir(folder)))
+        distributed.barrier()
+    return seen
 
 
 def prepare(path, how):
     if how == "badly":
         raise OSError("no space left")
-    time.sleep(0.3)
+    time.sleep(0.2)
     with open(path, "x") as file:  # a second writer would fail
         file.write(str(rank()))
 
@@ -154,7 +170,27 @@ def never_prepared(folder):
     distributed.init_process_group("gloo")
     if rank() == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
-    once_per_node(prepare, folder, silence=0.5)
+    once_per_node(prepare, f"{folder}/0", silence=0.3)
+
+
+def slowly_prepared():
+    """It takes longer than the silence that is allowed, and the collectives' timeout."""
+    once._BEAT = 0.1
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=0.5))
+    once_per_node(time.sleep, 1.5, silence=0.6)
+    return rank()
+
+
+def as_if_on_machines(folder, sizes):
+    """Each rank believes to be on one of several machines, which have so many ranks."""
+    machine, first = 0, 0
+    while rank() >= first + sizes[machine]:
+        first += sizes[machine]
+        machine += 1
+    os.environ.update(LOCAL_RANK=str(rank() - first), LOCAL_WORLD_SIZE=str(sizes[machine]))
+    distributed.init_process_group("gloo")
+    once_per_node(prepare, f"{folder}/{machine}", how="well")
+    return sorted(os.listdir(folder))
 
 
 def not_connected():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -17,19 +20,40 @@ import torch
 from helios_fn.distributed import launch
 from helios_fn.errors import LaunchFailed
 
-from . import ranks
+from . import parents, ranks
 
 HERE = Path(__file__).parents[2]
+# The package has a function of the same name.
+launching = importlib.import_module("helios_fn.distributed.launch")
+watching = importlib.import_module("helios_fn.distributed._watch")
 
 
-def python(*arguments: str, **keywords) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, env=environment(), **keywords
-    )
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """The last steps of ending a process come soon."""
+    monkeypatch.setattr(watching, "_ANSWER", 0.3)
+    monkeypatch.setattr(watching, "_LAST", 0.3)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+@contextlib.contextmanager
+def process(target, *args):
+    """A process of the fork server, and the end of a pipe whose other end it has as its first argument."""
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    other = context.Process(target=target, args=(theirs, *args))
+    other.start()
+    theirs.close()
+    try:
+        yield other, ours
+    finally:
+        other.kill()
+        other.join()
+        ours.close()
+
+
+def told(connection, seconds=60.0):
+    assert connection.poll(seconds), "it says nothing"
+    return connection.recv()
 
 
 def written(folder: Path, name: str, text: str) -> str:
@@ -143,7 +167,6 @@ def local_function():
         ((lambda: 1,), {}, TypeError, "Move it to the top of a module"),
         ((local_function(),), {}, TypeError, "Move it to the top of a module"),
         ((ranks.whereabouts, 1, (i for i in ())), {}, TypeError, "argument 1, of type generator"),
-        ((ranks.whereabouts,), {"word": open}, None, None),
         ((ranks.whereabouts,), {"word": lambda: 1}, TypeError, "argument 'word'"),
         ((ranks.whereabouts,), {"processes": 0}, ValueError, "processes must be at least 1"),
         ((ranks.whereabouts,), {"processes": 2.0}, TypeError, "processes must be an integer"),
@@ -158,11 +181,7 @@ def local_function():
 def test_what_cannot_work_is_refused_before_anything_is_started(monkeypatch, arguments, keywords, error, says):
     """The message says which argument and what to do."""
     started = []
-    monkeypatch.setattr("helios_fn.distributed.launch._start", lambda *_: started.append(1))
-    monkeypatch.setattr("helios_fn.distributed.launch.results", lambda *_, **__: [])
-    monkeypatch.setattr("helios_fn.distributed.launch.Child", lambda *_: None)
-    if error is None:
-        return
+    monkeypatch.setattr(launching, "_start", lambda *_: started.append(1))
     with pytest.raises(error, match=says):
         launch(*arguments, **keywords)
     assert not started
@@ -215,12 +234,15 @@ def test_a_value_that_cannot_be_read_is_an_error_that_names_the_rank():
 
 
 def test_a_rank_that_does_not_end_is_ended(tmp_path):
-    """After the grace period comes SIGTERM, then SIGKILL, and the error says where the rank was."""
+    """After the grace period comes SIGTERM, then SIGKILL, and the error says where the rank was.
+
+    The processes that it has started are ended with it.
+    """
     error = failure(ranks.deaf, str(tmp_path), processes=2, grace=0.2)
     assert str(error).startswith("rank 0 of 2 raised ValueError: enough")
     assert "rank 1 was still at work 0.2 s after the first failure, and was ended" in str(error)
     assert "time.sleep(600)" in error.failures[1]
-    assert is_gone(int((tmp_path / "1").read_text()))
+    assert all(is_gone(int(pid)) for pid in (tmp_path / "1").read_text().split())
 
 
 def test_the_timeout_ends_all_and_says_where_they_were(tmp_path):
@@ -242,101 +264,107 @@ def test_a_value_counts_even_if_its_process_does_not_end():
 def test_a_script_without_a_main_guard_is_told_so(tmp_path):
     """No chain of processes, no hang: an error that shows the line that is missing."""
     script = written(tmp_path, "script.py", "from helios_fn.distributed import launch\nlaunch(print, processes=2)\n")
-    done = python(script)
-    assert done.returncode == 1
-    assert "LaunchFailed: rank" in done.stderr
-    assert "if __name__ == '__main__':" in done.stderr
+    with process(parents.run_script, script) as (_, connection):
+        error = told(connection)
+    assert error.startswith("LaunchFailed: rank")
+    assert "if __name__ == '__main__':" in error
 
 
-def test_a_function_that_no_file_holds_is_refused():
+def test_a_function_that_no_file_holds_is_refused(monkeypatch):
     """A prompt or a notebook cannot be imported by others."""
-    done = python("-c", "from helios_fn.distributed import launch\ndef f(): pass\nlaunch(f, processes=2)\n")
-    assert "TypeError: launch cannot send" in done.stderr
-    assert "Move the function into a file" in done.stderr
+    prompt = types.ModuleType("__main__")
+    exec("def here(): pass", vars(prompt))
+    monkeypatch.setitem(sys.modules, "__main__", prompt)
+    with pytest.raises(TypeError, match="Move the function into a file"):
+        launch(prompt.here, processes=2)
 
 
 SCRIPT = """
-    import dataclasses, sys
+    from pathlib import Path
+
     import torch
     from torch import distributed
     from helios_fn.distributed import launch
-
-    @dataclasses.dataclass
-    class Value:
-        total: float
 
     def main():
         distributed.init_process_group("gloo")
         total = torch.tensor([float(distributed.get_rank() + 1)])
         distributed.all_reduce(total)
-        size = distributed.get_world_size()
         distributed.destroy_process_group()
-        return Value(total.item() / size)
+        return total.item()
 
     if __name__ == "__main__":
         values = launch(main, processes=2)
-        assert all(isinstance(value, Value) for value in values)
-        sys.stdout.write("".join(f"total {value.total}\\n" for value in values))
+        with open(Path(__file__).with_name("totals"), "a") as file:
+            file.write("".join(f"{value}\\n" for value in values))
 """
 
 
-def test_the_same_script_runs_under_torchrun(tmp_path):
+def test_the_same_script_runs_alone_and_under_torchrun(tmp_path):
     """Alone it starts two processes; under torchrun, each of the two calls the function itself."""
-    script = written(tmp_path, "script.py", SCRIPT)
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
-    outputs = [python(*how, script, cwd=tmp_path) for how in ((), torchrun)]
-    for done in outputs:
-        assert (done.returncode, sorted(done.stdout.split("\n"))) == (0, ["", "total 1.5", "total 1.5"]), done.stderr
+    script, totals = written(tmp_path, "script.py", SCRIPT), tmp_path / "totals"
+    with process(parents.run_script, script) as (_, connection):
+        assert told(connection) == "done"
+    assert totals.read_text() == "3.0\n3.0\n"
+    totals.unlink()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+    environ = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ, check=False)
+    assert done.returncode == 0, done.stderr
+    assert totals.read_text() == "3.0\n3.0\n"
 
 
 # The end of the process that launches.
 
 
-@contextlib.contextmanager
-def launching(folder: Path, fn: str, **keywords):
-    """A process that launches two ranks, which have come to ``fn``."""
-    script = written(
-        folder,
-        "script.py",
-        f"""
-        from helios_fn.distributed import launch
-        from tests.world import ranks
-        if __name__ == "__main__":
-            print(launch(ranks.{fn}, {str(folder)!r}, processes=2, **{keywords!r}))
-        """,
-    )
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment()) as process:
-        try:
-            wait_until(lambda: all((folder / str(rank)).exists() for rank in range(2)))
-            yield process
-        finally:
-            process.kill()
-
-
-def pids(folder: Path) -> list[int]:
-    return [int((folder / str(rank)).read_text()) for rank in range(2)]
+def come_up(folder: Path) -> list[int]:
+    """The process ids of both ranks, when they are at work."""
+    files = [folder / str(rank) for rank in range(2)]
+    wait_until(lambda: all(file.exists() for file in files))
+    return [int(file.read_text()) for file in files]
 
 
 def test_if_the_launching_process_is_killed_the_ranks_end(tmp_path):
     """By SIGKILL, which it cannot pass on."""
-    with launching(tmp_path, "linger") as process:
-        process.kill()
-        wait_until(lambda: all(map(is_gone, pids(tmp_path))))
+    with process(parents.launch_two, "linger", str(tmp_path)) as (parent, _):
+        pids = come_up(tmp_path)
+        parent.kill()
+        wait_until(lambda: all(map(is_gone, pids)))
+
+
+def test_if_the_launching_process_is_killed_even_a_deaf_rank_ends(tmp_path):
+    """It has the grace period, and is then killed."""
+    with process(parents.launch_two, "both_deaf", str(tmp_path), 0.2) as (parent, _):
+        pids = come_up(tmp_path)
+        parent.kill()
+        wait_until(lambda: all(map(is_gone, pids)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_and_ranks_that_stop_in_order_give_their_values(tmp_path, number):
     """As with a run that is alone: the first signal asks it to stop, and it returns."""
-    with launching(tmp_path, "obedient") as process:
-        process.send_signal(number)
-        assert process.communicate(timeout=60)[0] == f"{[number.name] * 2}\n"
-    assert process.returncode == 0
+    with process(parents.launch_two, "obedient", str(tmp_path)) as (parent, connection):
+        come_up(tmp_path)
+        os.kill(parent.pid, number)
+        assert told(connection) == [number.name] * 2
 
 
 def test_a_signal_that_ends_the_ranks_ends_the_launching_process_alike(tmp_path):
     """After they are gone, it does what it would have done at once."""
-    with launching(tmp_path, "linger") as process:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-        assert all(map(is_gone, pids(tmp_path)))
-    assert process.returncode == -signal.SIGTERM
+    with process(parents.launch_two, "linger", str(tmp_path)) as (parent, _):
+        pids = come_up(tmp_path)
+        parent.terminate()
+        parent.join(60)
+        assert all(map(is_gone, pids))
+        assert parent.exitcode == -signal.SIGTERM
+
+
+def test_a_second_interrupt_kills_ranks_that_do_not_listen(tmp_path):
+    """The first one waits for them; after the second one comes KeyboardInterrupt."""
+    with process(parents.launch_two, "both_deaf", str(tmp_path)) as (parent, connection):
+        pids = come_up(tmp_path)
+        os.kill(parent.pid, signal.SIGINT)
+        assert not connection.poll(0.5)
+        os.kill(parent.pid, signal.SIGINT)
+        assert told(connection) == "KeyboardInterrupt"
+        assert all(map(is_gone, pids))
