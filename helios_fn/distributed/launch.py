@@ -13,7 +13,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
-from torch.distributed import TCPStore
+from torch import distributed
 
 from . import _child
 from ._watch import Child, results
@@ -45,7 +45,8 @@ def launch(
     the same script runs under all of them. ``timeout``, ``grace`` and ``start_method`` then have no meaning.
 
     The script is imported anew by each process: call `launch` under ``if __name__ == "__main__":``. What is sent
-    either way is copied by pickle, tensors included. A tensor that is a view takes along all that it is a view of.
+    either way is copied by pickle, tensors included. A tensor that is a view takes along all that it is a view of;
+    one on a GPU arrives on the GPU of that number here, so return it from the CPU.
 
     Every process computes with one thread unless ``threads`` says otherwise, however few there are: the number of
     threads changes the bits of some sums, and the number of processes must not.
@@ -218,7 +219,7 @@ def _unsendable(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     )
 
 
-def _store() -> TCPStore:
+def _store() -> distributed.TCPStore:
     """The store where the ranks meet. It is here so that it outlives every rank, and only for this machine.
 
     The port is found by listening on it: nobody can take it in between.
@@ -226,7 +227,9 @@ def _store() -> TCPStore:
     listener = socket.create_server((_ADDRESS, 0))
     port = listener.getsockname()[1]
     # The store owns the descriptor from here on.
-    return TCPStore(_ADDRESS, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return distributed.TCPStore(
+        _ADDRESS, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
 
 
 def _start(context: BaseContext, rank: int, terms: _child.Terms, call: bytes) -> Child:

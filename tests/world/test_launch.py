@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -25,20 +24,12 @@ from . import parents, ranks
 HERE = Path(__file__).parents[2]
 # The package has a function of the same name.
 launching = importlib.import_module("helios_fn.distributed.launch")
-watching = importlib.import_module("helios_fn.distributed._watch")
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """The last steps of ending a process come soon."""
-    monkeypatch.setattr(watching, "_ANSWER", 0.3)
-    monkeypatch.setattr(watching, "_LAST", 0.3)
 
 
 @contextlib.contextmanager
 def process(target, *args):
     """A process of the fork server, and the end of a pipe whose other end it has as its first argument."""
-    context = multiprocessing.get_context("forkserver")
+    context = launching._context("forkserver")
     ours, theirs = context.Pipe()
     other = context.Process(target=target, args=(theirs, *args))
     other.start()

@@ -49,7 +49,7 @@ def test_it_may_take_longer_than_any_timeout():
 
 def test_a_stopped_rank_is_noticed(tmp_path):
     """Without a sign of life the others give up, and say so."""
-    with pytest.raises(LaunchFailed, match="rank 1 waited for .* 1 of 2 ranks are done, .* no sign of life for 0.3 s"):
+    with pytest.raises(LaunchFailed, match=r"rank 1 waited for .* 1 of 2 ranks are done, .* no sign of life for 0.3 s"):
         launch(ranks.never_prepared, str(tmp_path), processes=2, grace=0, timeout=60)
 
 
