@@ -72,8 +72,9 @@ def ended(code: int, *, began: bool) -> Failure:
     how = f"left with exit code {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
     if not began:
         return Failure(
-            f"{how} while it started, before the function was called. What it printed says why. A new process imports "
-            "the script anew: what starts processes must stand under `if __name__ == '__main__':`"
+            f"{how} while it started, before the function was called",
+            "What it printed says why. A new process imports the script anew: what starts processes must stand under\n"
+            "    if __name__ == '__main__':",
         )
     if code >= 0:
         return Failure(f"{how} (os._exit?) before its function returned")

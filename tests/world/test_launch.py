@@ -202,6 +202,13 @@ def test_the_first_line_names_the_rank_that_failed_and_how(how, says):
         assert "_child.py" not in str(error)
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("how", ["raise", "sys.exit", "os._exit", "SIGKILL"])
+def test_the_cause_is_told_from_its_consequences_every_time(how):
+    """Whichever rank is heard first: the peers of a killed rank may report before its end is seen."""
+    assert {failure(ranks.faulty, how, processes=4).rank for _ in range(25)} == {1}
+
+
 def test_if_all_only_lost_a_peer_the_message_shows_who_was_first_and_who_had_returned():
     """An early return is no failure of that rank, but it can be seen."""
     error = failure(ranks.one_returns_early, processes=3)
