@@ -7,6 +7,7 @@ started again ends in the same bits. This file is the index; nothing is defined 
 
 # Modules to be used by name: hf.optim.adamw, hf.random.fold_in, hf.tree.digest, ...
 from . import data as data
+from . import distributed as distributed
 from . import optim as optim
 from . import random as random
 from . import sinks as sinks
@@ -29,6 +30,9 @@ from .data import Loader as Loader
 from .data import Phases as Phases
 from .data import Stream as Stream
 
+# Several processes.
+from .distributed import launch as launch
+
 # The driver.
 from .driver import Validator as Validator
 from .driver import iterate as iterate
@@ -45,8 +49,10 @@ from .ensemble import unstack as unstack
 
 # Errors that somebody may want to catch.
 from .errors import CheckpointError as CheckpointError
+from .errors import LaunchFailed as LaunchFailed
 from .errors import NonFiniteError as NonFiniteError
 from .errors import NotTraceable as NotTraceable
+from .errors import PeerLost as PeerLost
 from .errors import PurityError as PurityError
 from .errors import ResumeRefused as ResumeRefused
 from .errors import RootLocked as RootLocked

@@ -69,9 +69,23 @@ class PeerLost(RuntimeError):
     """Another process of the job is missing: it failed, left, was killed or frozen, or its machine is cut off.
 
     Attributes:
-        ranks: the processes that are missing, as far as it is known.
+        ranks: the processes that are missing, as far as it is known. The one that raises is not the cause.
     """
 
     def __init__(self, message: str, *, ranks: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.ranks = ranks
+
+
+class LaunchFailed(RuntimeError):
+    """Not every process that `helios_fn.distributed.launch` started has returned a value.
+
+    Attributes:
+        rank: the rank that failed first, as far as this can be told: one that only lost a peer is not meant.
+        failures: what happened to each rank that returned nothing, with its traceback where there is one.
+    """
+
+    def __init__(self, message: str, *, rank: int = 0, failures: dict[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.failures = {} if failures is None else failures

@@ -158,7 +158,7 @@ class MadeStep:
 
 def _with_tensors(old: Parts) -> Parts:
     """What the compiler would else take for a constant, as a tensor."""
-    return old._replace(iteration=torch.full((), old.iteration, dtype=torch.int64))
+    return old._replace(iteration=torch.as_tensor(old.iteration, dtype=torch.int64))
 
 
 def _region(recipe: Recipe, donate: bool, options: Mapping[str, Any] | None) -> Callable[..., Any]:

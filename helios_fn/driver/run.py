@@ -12,6 +12,7 @@ from .. import schedule
 from ..config import RunConfig
 from ..data import Phases, as_source
 from ..distributed import World, connect, opened
+from ..distributed.logs import logs_of_rank
 from ..errors import PurityError
 from ..sinks import Progress
 from ..state import TrainState
@@ -186,6 +187,7 @@ def _drive(
     """
     with ExitStack() as stack:
         around = _among_others(around, stack.enter_context(opened(around.cfg.seconds("collective_timeout"))))
+        stack.enter_context(logs_of_rank(around.world.rank, around.world.size))
         stack.enter_context(around.folder)
         stack.callback(_close_sources, around)
         start = around.folder.start(initial.pop())

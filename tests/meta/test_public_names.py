@@ -5,13 +5,13 @@ from __future__ import annotations
 import helios_fn as hf
 from helios_fn import testing
 
-MODULES = {"data", "optim", "random", "schedules", "sinks", "tree"}
+MODULES = {"data", "distributed", "optim", "random", "schedules", "sinks", "tree"}
 NAMES = {
-    "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Loader", "MicroBatches", "NonFiniteError",
-    "NotTraceable", "Observer", "Phases", "PurityError", "Reason", "Result", "ResumeRefused", "Retention", "RootLocked",
+    "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "LaunchFailed", "Loader", "MicroBatches", "NonFiniteError",
+    "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason", "Result", "ResumeRefused", "Retention", "RootLocked",
     "Row", "RunConfig", "RunFailed", "RunInfo", "Sink", "StateDonated", "Stream", "TrainState", "Validation",
     "Validator", "all_stopped", "compile", "ema", "ensemble", "evaluate_members", "functional", "grad", "guard_finite",
-    "init_state", "iterate", "make_step", "member", "micro_keys", "microsteps", "restore", "run", "sam", "stack",
+    "init_state", "iterate", "launch", "make_step", "member", "micro_keys", "microsteps", "restore", "run", "sam", "stack",
     "step_key", "test", "unroll", "unstack", "value_and_grad",
 }  # fmt: skip
 TESTING = {"Crash", "Job", "JobFailed", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume",
