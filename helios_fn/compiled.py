@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from . import tree
+from .distributed import current
 from .graph import whole_graph
 from .state import TrainState, give_away
 from .tracing import is_traced
@@ -44,7 +45,9 @@ class CompiledStep:
         self._step = step
         self._flatten = tree.Flattener()
         self.compile = "step"
-        self._regions = {donate: whole_graph(_region(step, donate), options) for donate in (False, True)}
+        self._options = options
+        # By the number of processes, too: what a graph does is fixed when it is made.
+        self._regions: dict[tuple[bool, int], Callable[..., TrainState]] = {}
 
     def __call__(self, state: TrainState, batch: Any) -> TrainState:
         """The next state; ``state`` stays as it is."""
@@ -63,7 +66,7 @@ class CompiledStep:
         given = _with_tensors(given)
         if donate:
             give_away(state)
-        new: TrainState = self._regions[donate](given, batch)
+        new = self._graph(donate)(given, batch)
         if scalars:
             leaves, treespec = self._flatten(_own(new))
             new = _with_own(
@@ -71,6 +74,12 @@ class CompiledStep:
                 tree.unflatten(treespec, [leaf.item() if at in scalars else leaf for at, leaf in enumerate(leaves)]),
             )
         return new.replace(key=state.key, cursor=state.cursor, counters=state.counters, validation=state.validation)
+
+    def _graph(self, donate: bool) -> Callable[..., TrainState]:
+        kind = donate, current().size
+        if kind not in self._regions:
+            self._regions[kind] = whole_graph(_region(self._step, donate), self._options)
+        return self._regions[kind]
 
 
 def _region(step: Step, donate: bool) -> Callable[[TrainState, Any], TrainState]:

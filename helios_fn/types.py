@@ -135,8 +135,9 @@ class RunInfo(NamedTuple):
     """What sinks and observers are told when a run starts (or goes on).
 
     ``log_dir`` is chosen at iteration 0, is the same for all later starts of the run, and is ``None``
-    for a run without a root. ``rank`` of ``processes`` is this process; only rank 0 has sinks. ``superseded`` is the folder that keeps what a sink cuts off when an
-    older checkpoint is resumed on purpose; ``None`` where the cut rows will be written again.
+    for a run without a root. ``superseded`` is the folder that keeps what a sink cuts off when an
+    older checkpoint is resumed on purpose; ``None`` where the cut rows will be written again. ``rank`` of ``processes``
+    is this process; observers are told on all of them, sinks on rank 0 alone.
     """
 
     name: str

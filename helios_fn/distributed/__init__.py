@@ -1,8 +1,8 @@
 """Several processes that train as one: the same bits whatever their number.
 
 A script runs unchanged alone, under `launch` and under torchrun: all of them read torchrun's environment variables,
-which `launch` sets for the processes that it starts. `helios_fn.run` connects the processes by itself; a loop of one's own
-calls `connect` first. The functions over trees are the identity where a process is alone.
+which `launch` sets for the processes that it starts. `helios_fn.run` connects the processes by itself; a loop of
+one's own calls `connect` first. The functions over trees are the identity where a process is alone.
 """
 
 from .collectives import all_gather as all_gather

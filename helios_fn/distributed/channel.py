@@ -32,7 +32,7 @@ class Channel:
         return self.swap(flat.repeat(self.size), [flat.numel()] * self.size, sizes)
 
     def swap(self, flat: torch.Tensor, given: Sequence[int], taken: Sequence[int]) -> list[torch.Tensor]:
-        """Give the r-th part of ``flat``, of ``given[r]`` elements, to rank r; return what the ranks gave to this one."""
+        """Give the r-th part of ``flat``, of ``given[r]`` elements, to rank r; return what this one was given."""
         received = flat.new_empty(sum(taken))
         dist.all_to_all_single(received, flat, list(taken), list(given), group=self.group)
         return list(received.split(list(taken)))
@@ -48,5 +48,5 @@ class Channel:
         dist.broadcast(flat, group_src=source, group=self.group)
 
     def start_max_(self, flat: torch.Tensor) -> Any:
-        """Begin to replace the CPU vector by the largest elements over all processes; ``wait()`` for what is returned."""
+        """Begin to replace the CPU vector by the largest elements over all processes; ``wait()`` for the result."""
         return dist.all_reduce(flat, op=dist.ReduceOp.MAX, group=self.group, async_op=True)

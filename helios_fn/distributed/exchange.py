@@ -7,8 +7,8 @@ of the tree within its slice (see `reduction`). Three ways lead there, by size:
 - *scatter*: every process sums one part of the data, then the parts are gathered. Two rounds, of which each moves
   ``1 / size`` of the data to every other process: as much as the best all-reduce moves (Rabenseifner, "Optimization of
   Collective Reduction Operations", 2004), in an order of our own.
-- *all-reduce*: the backend's own, where its order cannot matter: two processes with one node each. In fold order it serves
-  any number of processes, as in `torch.nn.parallel.DistributedDataParallel`.
+- *all-reduce*: the backend's own, where its order cannot matter: two processes with one node each. In fold order it
+  serves any number of processes, as in `torch.nn.parallel.DistributedDataParallel`.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Notes:
                 break
             # A store behind a cut cable answers neither yes nor no.
             if _bounded(read, left) is None and time.monotonic() < deadline:
-                return None if not found else found
+                return found or None
             time.sleep(_POLL)
         return found
 

@@ -1,7 +1,7 @@
 """The exchange as one operator that the compiler does not look into.
 
-Collectives that the compiler sees may be reordered, in one way here and in another on the next process, whose graph is not
-quite the same; then messages meet that do not belong together. An operator of our own stays one piece.
+Collectives that the compiler sees may be reordered, in one way here and in another on the next process, whose graph is
+not quite the same; then messages meet that do not belong together. An operator of our own stays one piece.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..errors import PeerLost
+from ..errors import NotTraceable, PeerLost
+from ..tracing import is_traced
 from ..types import Json
 from .buckets import buckets
 from .channel import Channel
@@ -57,11 +58,20 @@ class World:
         return None if self._channel is None else self._channel.group
 
     def reduce(self, partial: Partial) -> Term:
-        """The sum of the terms of all processes, in the order that ``partial`` names; takes its blocks over."""
+        """The sum of the terms of all processes, in the order that ``partial`` names; takes its blocks over.
+
+        Raises:
+            NotTraceable: a ``torch.func`` transform is active, and there are several processes.
+        """
         if self._channel is None:
             return reduce_alone(partial)
         if torch.compiler.is_compiling():
             return exchange_traced(partial)
+        if is_traced():
+            raise NotTraceable(
+                "a torch.func transform (an ensemble, a gradient through training) cannot reach the other processes, of "
+                f"which there are {self.size - 1}: run it on one process"
+            )
         return self._talk("summing the gradients", exchange, partial)
 
     def sum_(self, flats: Sequence[torch.Tensor]) -> None:
@@ -81,7 +91,7 @@ class World:
             self._talk(f"hearing from rank {source}", Channel.broadcast_, flat, source)
 
     def start_max_(self, flat: torch.Tensor) -> Callable[[], None]:
-        """Begin to replace the CPU vector by the largest elements over all processes; call the result to wait for it."""
+        """Begin to replace the CPU vector by the largest elements over all processes; call the result to wait."""
         if self._channel is None:
             return lambda: None
         work = self._talk("agreeing with the others", Channel.start_max_, flat)

@@ -3,8 +3,8 @@
 A process alone asks itself. Several exchange a word: each begins to send its own after one iteration and reads the
 common one after the next, so none waits for another, and all stop after the same iteration.
 
-How often is agreed in the word, too: rank 0 measures how long iterations take and says how many to leave out, so that the
-exchange costs nearly nothing for short iterations and comes after every long one.
+How often is agreed in the word, too: rank 0 measures how long iterations take and says how many to leave out, so that
+the exchange costs nearly nothing for short iterations and comes after every long one.
 """
 
 from __future__ import annotations

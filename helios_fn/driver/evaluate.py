@@ -29,8 +29,8 @@ class Validator:
         params: picks the parameters to evaluate, for example ``lambda state: state.averages``.
         device: where batches are moved before ``eval_fn`` sees them.
 
-    Each call sees the same batches and the same random draws, derived from the run's seed alone. Several processes share
-    the batches, and all get the mean over all of them: the same bits whatever their number.
+    Each call sees the same batches and the same random draws, derived from the run's seed alone. Several processes
+    share the batches, and all get the mean over all of them: the same bits whatever their number.
     """
 
     def __init__(

@@ -22,8 +22,8 @@ GradFn: TypeAlias = Callable[[Tree, Tree, Any, Key], tuple[tuple[torch.Tensor, A
 def microsteps(grad_fn: GradFn, state: Any, batch: Any, *, reduce: Reduce | None = None) -> Mean:
     """Call ``grad_fn`` on each micro-batch of this iteration and return the mean over all of them, of all processes.
 
-    This is the only place where processes that train together (`helios_fn.launch`, torchrun) exchange gradients: each calls
-    ``grad_fn`` on its own share of the micro-batches, and all get the same mean.
+    This is the only place where processes that train together (`helios_fn.launch`, torchrun) exchange gradients: each
+    calls ``grad_fn`` on its own share of the micro-batches, and all get the same mean.
 
     Every call gets the same ``state.params`` and ``state.buffers``, its micro-batch and its key, and
     runs in a scope of that key.

@@ -43,6 +43,9 @@ ALLOWED = {
         "asks, before a batch leaves a worker, whether the queue between processes of one run can send it; "
         "nothing is read from a file"
     ),
+    ("distributed/launch.py", "pickle"): "a function and its arguments, on their way to processes that this one starts",
+    ("distributed/_child.py", "pickle"): "the same, where they arrive; through pipes that nobody else holds",
+    ("distributed/_watch.py", "pickle"): "the values that those processes return",
     ("testing/spec.py", "importlib.import_module"): "the module that the user names on the command line",
 }
 

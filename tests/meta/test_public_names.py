@@ -7,12 +7,13 @@ from helios_fn import testing
 
 MODULES = {"data", "distributed", "optim", "random", "schedules", "sinks", "tree"}
 NAMES = {
-    "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "LaunchFailed", "Loader", "MicroBatches", "NonFiniteError",
-    "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason", "Result", "ResumeRefused", "Retention", "RootLocked",
-    "Row", "RunConfig", "RunFailed", "RunInfo", "Sink", "StateDonated", "Stream", "TrainState", "Validation",
-    "Validator", "all_stopped", "compile", "ema", "ensemble", "evaluate_members", "functional", "grad", "guard_finite",
-    "init_state", "iterate", "launch", "make_step", "member", "micro_keys", "microsteps", "restore", "run", "sam", "stack",
-    "step_key", "test", "unroll", "unstack", "value_and_grad",
+    "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "LaunchFailed", "Loader", "MicroBatches",
+    "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason", "Result",
+    "ResumeRefused", "Retention", "RootLocked", "Row", "RunConfig", "RunFailed", "RunInfo", "Sink", "StateDonated",
+    "Stream", "TrainState", "Validation", "Validator", "all_stopped", "compile", "ema", "ensemble",
+    "evaluate_members", "functional", "grad", "guard_finite", "init_state", "iterate", "launch", "make_step",
+    "member", "micro_keys", "microsteps", "restore", "run", "sam", "stack", "step_key", "test", "unroll", "unstack",
+    "value_and_grad",
 }  # fmt: skip
 TESTING = {"Crash", "Job", "JobFailed", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume",
            "check_resume_processes", "check_step", "check_workers", "run_with"}  # fmt: skip

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helios_fn import accumulate, random, tree
-from helios_fn.nn import functional, microsteps, value_and_grad
 from helios_fn.distributed.reduction import Partial, combine, reduce_alone
+from helios_fn.nn import functional, microsteps, value_and_grad
 from helios_fn.state import micro_keys
 from helios_fn.types import Aux, Counters, MicroBatches
 
