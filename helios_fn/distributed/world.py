@@ -69,7 +69,7 @@ class World:
             return exchange_traced(partial)
         if is_traced():
             raise NotTraceable(
-                "a torch.func transform (an ensemble, a gradient through training) cannot reach the other processes, of "
+                "a torch.func transform (an ensemble, a gradient through training) cannot reach other processes, of "
                 f"which there are {self.size - 1}: run it on one process"
             )
         return self._talk("summing the gradients", exchange, partial)
