@@ -7,7 +7,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .. import random
+from .. import random, tree
+from ..distributed.gradients import Iteration, check_even
+from ..dtensors import any_sharded, mesh_of
 from ..state import micro_keys
 from ..tracing import is_traced
 from ..types import Aux, Key, MicroBatches, Tree
@@ -61,19 +63,29 @@ def mean_over(
 ) -> Mean:
     """`microsteps` of the parts of a state, with one key for each micro-batch that this process holds."""
     if not isinstance(batch, MicroBatches):
-        return mean_of_one(_evaluate(grad_fn, params, buffers, batch, keys[0], 0), buffers)
+        with Iteration(1, weighted=False):
+            return mean_of_one(_evaluate(grad_fn, params, buffers, batch, keys[0], 0), buffers)
     if not batch.items:
+        _check_even(params, batch.count)
         raise ValueError(f"this process has none of the iteration's {batch.count} micro-batches")
     layout: Layout | None = None
     total = SUMS[batch.reduction](batch.start)
     for index, (item, key) in enumerate(zip(batch.items, keys, strict=True), batch.start):
-        result = _evaluate(grad_fn, params, buffers, item, key, index)
+        with Iteration(batch.count, weighted=True):
+            result = _evaluate(grad_fn, params, buffers, item, key, index)
         if layout is None:
             layout = Layout(result, index, buffers)
         total.push(layout.term(result, index))
         del result  # its gradients would live through the next backward pass
     assert layout is not None  # there was an item
     return layout.mean(reduce(Partial(total.blocks(), batch.count, batch.reduction)))
+
+
+def _check_even(params: Tree, count: int) -> None:
+    """Say the same as the processes that do have micro-batches."""
+    leaves = tree.leaves(params)
+    if any_sharded(leaves):
+        check_even(count, mesh_of(leaves).size())
 
 
 def _evaluate(grad_fn: GradFn, params: Tree, buffers: Tree, item: Any, key: Key, index: int) -> Mean:

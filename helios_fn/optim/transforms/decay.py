@@ -13,6 +13,7 @@ from ...types import Tree
 from ..base import Transform
 from ..checks import number
 from ..selection import Patterns, Selection
+from ..tensors import check_unsharded
 from ..text import call
 
 
@@ -46,6 +47,8 @@ class _Decay:
     def init(self, params: Tree) -> Tree:
         if self.mask is not None:
             self.mask.check(params)
+        for path, leaf in tree.items(params):
+            check_unsharded(path, leaf)
         return ()
 
     def update(self, grads: Tree, state: Tree, params: Tree, *, weight: Any = 1.0) -> tuple[Tree, Tree]:

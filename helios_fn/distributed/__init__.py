@@ -1,0 +1,4 @@
+"""Several processes: sharded states."""
+
+from .sharded import gathered as gathered
+from .sharded import shard as shard
