@@ -42,7 +42,7 @@ class Placed(NamedTuple):
         from torch.distributed.tensor import DTensor
 
         with torch.no_grad():
-            return DTensor.from_local(  # type: ignore[no-untyped-call,no-any-return]
+            return DTensor.from_local(
                 local, self.mesh, self.placements, run_check=False, shape=self.shape, stride=self.stride
             )
 

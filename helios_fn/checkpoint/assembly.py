@@ -1,7 +1,7 @@
 """Sharded tensors put together from the pieces of a checkpoint, into whatever pieces are wanted here.
 
-Which parts of which pieces those are is worked out by the load planner of ``torch.distributed.checkpoint``, from metadata
-that come out of ``state.json``; `ShardReader` is the storage that it reads from. No process group is needed.
+Which parts of which pieces those are is worked out by the load planner of ``torch.distributed.checkpoint``, from
+metadata that come out of ``state.json``; `ShardReader` is the storage that it reads from. No process group is needed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Assembly:
         read: set[int] = set()
         if self._targets:
             read = self._fill()
-        for number, shard in enumerate(self._shards):
+        for number in range(len(self._shards)):
             if check_all and number not in read:
                 self.read(number, None)
 
@@ -98,7 +98,7 @@ class Assembly:
 
 
 def sharded_as(whole: torch.Tensor, template: Any) -> torch.Tensor:
-    """A whole tensor cut as ``template`` is, this process's piece in memory of its own; itself if that is not sharded."""
+    """A whole tensor cut as ``template`` is, the piece in memory of its own; itself if that is not sharded."""
     if not is_sharded(template):
         return whole
     from torch.distributed.tensor import distribute_tensor

@@ -19,7 +19,6 @@ from .manifest import Manifest
 from .names import REMOVED
 from .retention import NEWEST, entry_of, reasons
 
-
 _log = logging.getLogger("helios_fn")
 
 

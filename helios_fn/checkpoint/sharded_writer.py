@@ -1,7 +1,7 @@
 """The storage that ``torch.distributed.checkpoint`` writes the pieces of sharded tensors to.
 
-Which process writes which piece, so that each is written once, is decided by its save planner. Its metadata, which its own
-storages pickle, end up in ``state.json``: there are tensors only, and nothing is pickled to the disk.
+Which process writes which piece, so that each is written once, is decided by its save planner. Its metadata, which its
+own storages pickle, end up in ``state.json``: there are tensors only, and nothing is pickled to the disk.
 
 Importing this takes half a second; it is imported where there are shards.
 """
@@ -9,7 +9,6 @@ Importing this takes half a second; it is imported where there are shards.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,7 +94,7 @@ class ShardWriter(StorageWriter):
         entries = [_entry(item) for item in items]
         results = []
         if items:
-            pieces = itertools.chain([header.encode(entries)], _content(items, planner))
+            pieces = _content(header.encode(entries), items, planner)
             holds = write_file(self._files, self._folder / self._file, joined(pieces))
             for number, (item, entry) in enumerate(zip(items, entries, strict=True)):
                 results.append(WriteResult(item.index, entry.size, Written(self._file, number, entry, holds)))
@@ -129,7 +128,8 @@ def _entry(item: WriteItem) -> header.Entry:
     return header.Entry(name, "U8", (data.chunk.sizes.numel() * data.properties.dtype.itemsize,))
 
 
-def _content(items: Sequence[WriteItem], planner: SavePlanner) -> Iterator[memoryview]:
+def _content(start: bytes, items: Sequence[WriteItem], planner: SavePlanner) -> Iterator[bytes | memoryview]:
+    yield start
     for item in items:
         piece = planner.resolve_data(item)
         assert isinstance(piece, torch.Tensor), "only tensors are handed to the planner"

@@ -32,7 +32,7 @@ def is_shard_file(name: str) -> bool:
 
 def shard_files_to_json(shards: Iterable[ShardFile]) -> Json:
     """Shard files as JSON."""
-    return [[shard.name, [list(entry) for entry in shard.entries]] for shard in shards]  # type: ignore[list-item]
+    return [[shard.name, [[name, dtype, [*shape]] for name, dtype, shape in shard.entries]] for shard in shards]
 
 
 def shard_files_from_json(data: Json) -> tuple[ShardFile, ...]:

@@ -119,7 +119,7 @@ def gather(mesh: Any, parts: Sequence[_Part], locals_: Sequence[torch.Tensor]) -
     for slot, at in enumerate(cut):
         shapes = parts[at].shapes
         pieces = [slots.view(row, slot, math.prod(shape)).view(shape) for row, shape in zip(rows, shapes, strict=True)]
-        full[at] = torch.cat(pieces, parts[at].dim)  # type: ignore[arg-type]
+        full[at] = torch.cat(pieces, parts[at].dim)
     return full
 
 
@@ -194,4 +194,3 @@ class Gather(torch.autograd.Function):
         for at, part, total in zip(wanted, parts, reduce(ctx.mesh, parts, terms), strict=True):
             found[at] = part.where.around(total.to(ctx.dtypes[at]))
         return (None, *found)
-

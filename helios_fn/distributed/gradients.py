@@ -89,9 +89,9 @@ class Derivation:
             self._anchors.append(anchor)
 
     def derivatives(self, loss: torch.Tensor, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        """The gradient of a 0-d ``loss`` by each of ``leaves``; of gathered ones, times ``weight`` and summed over ranks.
+        """The gradient of a 0-d ``loss`` by each of ``leaves``; by gathered ones times ``weight`` and summed over ranks.
 
-        ``None`` where this process's loss does not depend on a leaf that was not gathered.
+        ``None`` for leaves that were not gathered and that this process's loss does not depend on.
         """
         outputs = [*([loss] if loss.requires_grad else []), *self._anchors]
         if not outputs:
@@ -115,7 +115,9 @@ def current_derivation(mesh: Any) -> Derivation | None:
     if iteration is not None:
         world = torch.distributed.get_world_size()
         if mesh.size() != world:
-            raise ValueError(f"the mesh of the sharded params has {mesh.size()} of the job's {world} processes: use all")
+            raise ValueError(
+                f"the mesh of the sharded params has {mesh.size()} of the job's {world} processes: use all"
+            )
         check_even(iteration.count, world)
         if derivation is None:
             raise TypeError(

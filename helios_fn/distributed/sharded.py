@@ -62,9 +62,9 @@ def gathered(params: Tree) -> Tree:
     ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``.
 
     Raises:
-        TypeError: a leaf is placed otherwise than by ``Shard`` and ``Replicate``, or is float16; in a compiled region or under a
-            ``torch.func`` transform; inside of `microsteps`, but in a gradient function that was not made by
-            `value_and_grad`.
+        TypeError: a leaf is placed otherwise than by ``Shard`` and ``Replicate``, or is float16; in a compiled region
+            or under a ``torch.func`` transform; inside of `microsteps`, but in a gradient function that was not made
+            by `value_and_grad`.
         ValueError: the leaves lie on several meshes; in an iteration that does not have the same number of
             micro-batches for each process.
     """
@@ -83,7 +83,7 @@ def gathered(params: Tree) -> Tree:
         flaw = problem(leaves[at])
         if flaw is not None:
             raise TypeError(f"{tree.paths(params)[at] or 'params'} {flaw}")
-    *full, anchor = Gather.apply(derivation, *sharded)  # type: ignore[no-untyped-call]
+    *full, anchor = Gather.apply(derivation, *sharded)
     if derivation is not None:
         derivation.record(sharded, anchor)
     for at, leaf in zip(places, full, strict=True):

@@ -119,7 +119,9 @@ class Layout:
             buffers[at] = _choose(weight == 0, buffers[at], leaf)
         return Mean(
             loss,
-            tree.unflatten(self._grad_spec, self._all(_cast(accumulate.divide(grads, weight), self._grad_dtypes), weight)),
+            tree.unflatten(
+                self._grad_spec, self._all(_cast(accumulate.divide(grads, weight), self._grad_dtypes), weight)
+            ),
             tree.unflatten(self._buffer_spec, buffers),
             dict(zip(self._names, metrics, strict=True)),
             weight,

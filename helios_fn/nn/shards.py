@@ -31,7 +31,7 @@ def check_unsharded(leaves: Sequence[Any], argnum: int) -> None:
 def sharded_derivatives(
     derivation: Derivation, loss: torch.Tensor, aux: Any, leaves: Sequence[Any]
 ) -> list[torch.Tensor | None]:
-    """The gradient of ``loss`` by each leaf; inside of `microsteps` those of sharded leaves times the weight of ``aux``.
+    """The gradient of ``loss`` by each leaf; inside of `microsteps` by sharded ones times the weight of ``aux``.
 
     Raises:
         TypeError: the loss uses a sharded leaf that was not gathered.
