@@ -20,6 +20,7 @@ from .listing import Checkpoint
 from .manifest import Manifest
 from .names import UNFINISHED
 from .pending import Pending
+from .saveable import check_saveable
 from .sharded_snapshot import sharded_snapshot
 from .snapshot import STATE, TENSORS
 from .store import Store
@@ -96,9 +97,7 @@ class ShardedStore:
         leaves = trees.leaves(state)
         if not any_sharded(leaves):
             raise ValueError("no leaf of the state is sharded: save it with a Store, in one process")
-        for path, leaf in trees.items(state):
-            if is_sharded(leaf) and any(placement.is_partial() for placement in leaf.placements):
-                raise TypeError(f"{path} is placed as {leaf.placements}, so that each process has a part of a sum only")
+        check_saveable(state, free=free, sharded=True)
         parts = self.store.prepare(
             trees.map(local, state),
             epoch=epoch,

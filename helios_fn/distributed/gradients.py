@@ -89,7 +89,7 @@ class Derivation:
             self._anchors.append(anchor)
 
     def derivatives(self, loss: torch.Tensor, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        """The gradient of a 0-d ``loss`` by each of ``leaves``; by gathered ones times ``weight`` and summed over ranks.
+        """The gradient of ``loss`` by each of ``leaves``; by gathered ones times ``weight`` and summed over ranks.
 
         ``None`` for leaves that were not gathered and that this process's loss does not depend on.
         """

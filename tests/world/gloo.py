@@ -11,7 +11,14 @@ from typing import Any
 
 TIMEOUT = 60.0
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["torch", "torch.distributed.tensor", "torch.distributed.checkpoint", "helios_fn", "tests.world.jobs"]
+_PRELOADED = [
+    "torch",
+    "torch.distributed.tensor",
+    "torch.distributed.checkpoint",
+    "torch._dynamo",
+    "helios_fn",
+    "tests.world.jobs",
+]
 
 
 class Group:
