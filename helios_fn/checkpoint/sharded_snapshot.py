@@ -10,7 +10,7 @@ import torch
 from ..dtensors import is_sharded
 from ..types import Tree
 from . import canonical, header, storages, structure
-from .leaves import Leaf, Scalar, ShardedSpec
+from .leaves import DTYPE_NAMES, Leaf, Scalar, ShardedSpec
 from .shards import ShardFile, shard_files_to_json
 from .snapshot import MAX_STATE_SIZE, Snapshot, entry_of_range
 
@@ -37,18 +37,14 @@ def sharded_snapshot(state: Tree, files: Sequence[ShardFile], specs: Mapping[str
 
     def describe(path: str, leaf: Any) -> Leaf:
         if is_sharded(leaf):
-            return specs[path]
+            # Without elements there is nothing to be planned, or stored.
+            return specs.get(path) or ShardedSpec(DTYPE_NAMES[leaf.dtype], tuple(leaf.shape), ())
         return next(rest) if isinstance(leaf, torch.Tensor) else Scalar(type(leaf).__name__, leaf)
 
     node = structure.outline(state, describe)
     entries = [entry_of_range(each, paths) for each in ranges]
-    document = canonical.dump(
-        {
-            "entries": [list(entry) for entry in entries],
-            "shards": shard_files_to_json(files),
-            "structure": structure.to_json(node),
-        }
-    )
+    description = {"entries": [list(entry) for entry in entries], "structure": structure.to_json(node)}
+    document = canonical.dump(description | ({"shards": shard_files_to_json(files)} if files else {}))
     if len(document) > MAX_STATE_SIZE:
         raise ValueError(f"the state's structure takes {len(document)} bytes; at most {MAX_STATE_SIZE} are possible")
     return Snapshot(document, header.encode(entries), tuple(ranges))

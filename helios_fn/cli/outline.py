@@ -51,8 +51,9 @@ def _size(leaf: Leaf) -> str:
 
 
 def _bytes(leaf: Leaf) -> int:
-    is_tensor = isinstance(leaf, TensorSpec | ShardedSpec)
-    return math.prod(leaf.shape) * DTYPES[leaf.dtype].itemsize if is_tensor else 0  # type: ignore[union-attr]
+    if isinstance(leaf, TensorSpec | ShardedSpec):
+        return math.prod(leaf.shape) * DTYPES[leaf.dtype].itemsize
+    return 0
 
 
 def _note(leaf: Leaf, path: str, sharing: dict[str, str]) -> str:

@@ -17,15 +17,17 @@ _PRELOADED = [
     "torch.distributed.checkpoint",
     "torch._dynamo",
     "helios_fn",
-    "tests.world.jobs",
+    "tests.world.checkpoint_jobs",
 ]
+
+# Before anybody starts the server: what it has imported, each process that it forks has for nothing.
+_CONTEXT.set_forkserver_preload(_PRELOADED)
 
 
 class Group:
     """``world`` processes; `run` calls a module-level function in each and gives back what they return, by rank."""
 
     def __init__(self, world: int) -> None:
-        _CONTEXT.set_forkserver_preload(_PRELOADED)
         self.world = world
         self._folder = tempfile.TemporaryDirectory()
         store = os.path.join(self._folder.name, "store")
