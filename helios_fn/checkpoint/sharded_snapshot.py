@@ -43,8 +43,10 @@ def sharded_snapshot(state: Tree, files: Sequence[ShardFile], specs: Mapping[str
 
     node = structure.outline(state, describe)
     entries = [entry_of_range(each, paths) for each in ranges]
-    description = {"entries": [list(entry) for entry in entries], "structure": structure.to_json(node)}
-    document = canonical.dump(description | ({"shards": shard_files_to_json(files)} if files else {}))
+    description: dict[str, Any] = {"entries": list(map(list, entries)), "structure": structure.to_json(node)}
+    if files:
+        description["shards"] = shard_files_to_json(files)
+    document = canonical.dump(description)
     if len(document) > MAX_STATE_SIZE:
         raise ValueError(f"the state's structure takes {len(document)} bytes; at most {MAX_STATE_SIZE} are possible")
     return Snapshot(document, header.encode(entries), tuple(ranges))

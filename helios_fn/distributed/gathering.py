@@ -34,7 +34,7 @@ def problem(leaf: Any) -> str | None:
     (placement,) = leaf.placements
     if not is_placement(placement, leaf):
         return f"is placed as {placement}: sharded params are placed by Shard(dim) or Replicate()"
-    if leaf.dtype is torch.float16:
+    if leaf.dtype is torch.float16 and leaf.requires_grad:
         return "is float16, in which weighted sums overflow: use bfloat16 or float32"
     found, expected = tuple(local(leaf).shape), _Part.of(placed(leaf)).shapes[leaf.device_mesh.get_local_rank()]
     return None if found == expected else f"has a part of shape {found} here instead of {expected}"
@@ -84,7 +84,7 @@ class _Slots:
         for count, dtype in zip(counts, dtypes, strict=True):
             self._starts.append(stop)
             stop += -(-count * dtype.itemsize // _ALIGNED) * _ALIGNED
-        self.size = stop
+        self.size = max(stop, _ALIGNED)  # rows of nothing have no places that could be viewed
 
     def view(self, row: torch.Tensor, at: int, count: int) -> torch.Tensor:
         """The first ``count`` elements of tensor ``at`` in a row."""

@@ -24,16 +24,22 @@ _current = _Current()
 
 
 class Iteration:
-    """The micro-batches of one iteration, of which there are ``count`` over all processes; a context manager.
+    """One micro-batch of an iteration that has ``count`` over all processes; a context manager.
 
-    ``weighted``: whether their gradients will be a weighted mean.
+    Attributes:
+        count: see above.
+        index: of the micro-batch within the iteration.
+        weighted: whether its gradients will be part of a weighted mean.
+        sharded: whether some are by sharded params, as `weighted_index` notes.
     """
 
-    __slots__ = ("_outer", "count", "weighted")
+    __slots__ = ("_outer", "count", "index", "sharded", "weighted")
 
-    def __init__(self, count: int, *, weighted: bool) -> None:
+    def __init__(self, count: int, index: int = 0, *, weighted: bool) -> None:
         self.count = count
+        self.index = index
         self.weighted = weighted
+        self.sharded = False
 
     def __enter__(self) -> Self:
         self._outer = _current.iteration
@@ -127,6 +133,10 @@ def current_derivation(mesh: Any) -> Derivation | None:
     return derivation
 
 
-def is_weighted() -> bool:
-    """Whether gradients are being taken for a weighted mean over micro-batches."""
-    return _current.iteration is not None and _current.iteration.weighted
+def weighted_index() -> int | None:
+    """The index of the micro-batch, if gradients are taken for a weighted mean. Notes that some are by sharded params."""
+    iteration = _current.iteration
+    if iteration is None:
+        return None
+    iteration.sharded = True
+    return iteration.index if iteration.weighted else None

@@ -62,9 +62,9 @@ def gathered(params: Tree) -> Tree:
     ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``.
 
     Raises:
-        TypeError: a leaf is placed otherwise than by ``Shard`` and ``Replicate``, or is float16; in a compiled region
-            or under a ``torch.func`` transform; inside of `microsteps`, but in a gradient function that was not made
-            by `value_and_grad`.
+        TypeError: a leaf is placed otherwise than by ``Shard`` and ``Replicate``, or is float16 and to be
+            differentiated; in a compiled region or under a ``torch.func`` transform; inside of `microsteps`, but in a
+            gradient function that was not made by `value_and_grad`.
         ValueError: the leaves lie on several meshes; in an iteration that does not have the same number of
             micro-batches for each process.
     """

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import accumulate, tree
-from ..dtensors import any_sharded, is_sharded
 from ..tracing import is_traced
 from ..types import Tree
 from .reduction import Term
 from .report import Weight
-from .shards import Shards
 
 
 class Mean(NamedTuple):
@@ -52,8 +50,7 @@ class Layout:
     """How results of one iteration become terms to be summed, and how sums become their mean.
 
     A term has four groups: scalars (weight, loss, metrics), gradients, changes of floating point buffers,
-    and other buffers. Sharded gradients are in none of them, since they are sums over the processes already: they are
-    summed here.
+    and other buffers.
 
     The layout is fixed by the first result, that of micro-batch ``index``. Buffers that it returns
     unchanged (the very tensors of the state, as frozen weights are) cost nothing.
@@ -65,9 +62,7 @@ class Layout:
         self._flatten_grads, self._flatten_buffers = tree.Flattener(), tree.Flattener()
         grads, self._grad_spec = self._flatten_grads(first.grads)
         # Nothing more of the first result is kept: its gradients would live as long as the iteration.
-        self._shards = Shards() if any_sharded(grads) else None
-        self._sharded = [self._shards is not None and is_sharded(leaf) for leaf in grads]
-        self._grad_dtypes = [leaf.dtype for leaf in self._whole(grads)]
+        self._grad_dtypes = [leaf.dtype for leaf in grads]
         self._scalar_dtypes = [leaf.dtype for leaf in self._scalars(first)]
         self._old, self._buffer_spec = self._flatten_buffers(buffers)
         new = self._new_buffers(first, index)
@@ -76,7 +71,6 @@ class Layout:
         changed = [at for at, is_same in enumerate(same) if not is_same]
         self._floating = [at for at in changed if _is_floating(self._old[at])]
         self._other = [at for at in changed if not _is_floating(self._old[at])]
-        _check_unsharded(new, changed, first.buffers)
 
     def term(self, result: Mean, index: int) -> Term:
         """The weighted term of micro-batch ``index``, in new tensors.
@@ -97,11 +91,9 @@ class Layout:
                     f"{self._index} returned it as it was: return new buffers from all or from none"
                 )
         grads, _ = self._flatten_grads(result.grads)
-        if self._shards is not None:
-            self._shards.add([leaf for leaf, is_sharded in zip(grads, self._sharded, strict=True) if is_sharded])
         return [
             [_as_tensor(weight), *accumulate.scale(self._scalars(result), weight)],
-            accumulate.scale(self._whole(grads), weight),
+            accumulate.scale(grads, weight),
             accumulate.scale([_change(new[at], self._old[at]) for at in self._floating], weight),
             # Only micro-batch 0 counts. As a sum with zeros this needs no exchange of its own.
             accumulate.scale([new[at] for at in self._other], 1 if index == 0 else 0),
@@ -119,26 +111,11 @@ class Layout:
             buffers[at] = _choose(weight == 0, buffers[at], leaf)
         return Mean(
             loss,
-            tree.unflatten(
-                self._grad_spec, self._all(_cast(accumulate.divide(grads, weight), self._grad_dtypes), weight)
-            ),
+            tree.unflatten(self._grad_spec, _cast(accumulate.divide(grads, weight), self._grad_dtypes)),
             tree.unflatten(self._buffer_spec, buffers),
             dict(zip(self._names, metrics, strict=True)),
             weight,
         )
-
-    def _whole(self, grads: list[Any]) -> list[Any]:
-        """The gradients that are not sharded."""
-        if self._shards is None:
-            return grads
-        return [leaf for leaf, is_sharded in zip(grads, self._sharded, strict=True) if not is_sharded]
-
-    def _all(self, means: list[torch.Tensor], weight: Weight) -> list[Any]:
-        """The mean gradients that are not sharded, and between them those that are."""
-        if self._shards is None:
-            return means
-        whole, sharded = iter(means), iter(self._shards.mean(weight))
-        return [next(sharded if is_sharded else whole) for is_sharded in self._sharded]
 
     def _scalars(self, result: Mean) -> list[torch.Tensor]:
         return [result.loss, *(result.metrics[name] for name in self._names)]
@@ -158,15 +135,6 @@ class Layout:
                     "has several micro-batches, a buffer that changes must be a tensor"
                 )
         return new
-
-
-def _check_unsharded(new: list[Any], changed: list[int], buffers: Tree) -> None:
-    for at in changed:
-        if is_sharded(new[at]):
-            raise TypeError(
-                f"the buffer {tree.paths(buffers)[at]} is sharded and changes: only buffers that stay as they are can "
-                "be sharded"
-            )
 
 
 def _cast(leaves: list[torch.Tensor], dtypes: list[torch.dtype]) -> list[torch.Tensor]:

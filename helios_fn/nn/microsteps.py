@@ -7,15 +7,15 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .. import random, tree
-from ..distributed.gradients import Iteration, check_even
-from ..dtensors import any_sharded, mesh_of
+from .. import random
+from ..distributed.gradients import Iteration
 from ..state import micro_keys
 from ..tracing import is_traced
 from ..types import Aux, Key, MicroBatches, Tree
 from .mean import Layout, Mean, mean_of_one
 from .reduction import SUMS, Partial, Reduce, reduce_alone
 from .report import read_aux, read_metrics, read_weight
+from .shards import Shards, check_even_shards
 
 GradFn: TypeAlias = Callable[[Tree, Tree, Any, Key], tuple[tuple[torch.Tensor, Aux | None], Tree]]
 
@@ -33,6 +33,9 @@ def microsteps(grad_fn: GradFn, state: Any, batch: Any, *, reduce: Reduce = redu
     - floating point buffers: the state's plus the weighted mean of the changes, so elements that no
       micro-batch changed keep their bits;
     - other buffers: those of micro-batch 0. A counter thus advances once per iteration.
+
+    Gradients by sharded params are summed over processes one micro-batch of each after another, and then in order; each
+    process must have the same number of micro-batches.
 
     A micro-batch of weight 0 has no part in any mean, even if it is NaN. If the total weight is 0, loss,
     gradients and metrics are zeros and the buffers are those of the state: make no update.
@@ -66,26 +69,22 @@ def mean_over(
         with Iteration(1, weighted=False):
             return mean_of_one(_evaluate(grad_fn, params, buffers, batch, keys[0], 0), buffers)
     if not batch.items:
-        _check_even(params, batch.count)
+        check_even_shards(params, batch.count)
         raise ValueError(f"this process has none of the iteration's {batch.count} micro-batches")
     layout: Layout | None = None
+    shards = Shards()
     total = SUMS[batch.reduction](batch.start)
     for index, (item, key) in enumerate(zip(batch.items, keys, strict=True), batch.start):
-        with Iteration(batch.count, weighted=True):
+        with Iteration(batch.count, index, weighted=True) as iteration:
             result = _evaluate(grad_fn, params, buffers, item, key, index)
+        if iteration.sharded:
+            result = shards.taken(result, buffers)
         if layout is None:
             layout = Layout(result, index, buffers)
         total.push(layout.term(result, index))
         del result  # its gradients would live through the next backward pass
     assert layout is not None  # there was an item
-    return layout.mean(reduce(Partial(total.blocks(), batch.count, batch.reduction)))
-
-
-def _check_even(params: Tree, count: int) -> None:
-    """Say the same as the processes that do have micro-batches."""
-    leaves = tree.leaves(params)
-    if any_sharded(leaves):
-        check_even(count, mesh_of(leaves).size())
+    return shards.put_back(layout.mean(reduce(Partial(total.blocks(), batch.count, batch.reduction))))
 
 
 def _evaluate(grad_fn: GradFn, params: Tree, buffers: Tree, item: Any, key: Key, index: int) -> Mean:

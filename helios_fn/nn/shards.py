@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from .. import accumulate, tree
-from ..distributed.gradients import Derivation, is_weighted
-from ..dtensors import Placed, any_sharded, is_sharded, local, placed
-from ..types import Aux
-from .report import Weight, read_weight
+from ..distributed.gradients import Derivation, check_even, weighted_index
+from ..dtensors import Placed, any_sharded, is_sharded, local, mesh_of, placed
+from ..types import Aux, Tree
+from .mean import Mean
+from .report import read_weight
 
 
 def check_unsharded(leaves: Sequence[Any], argnum: int) -> None:
@@ -36,8 +37,9 @@ def sharded_derivatives(
     Raises:
         TypeError: the loss uses a sharded leaf that was not gathered.
     """
-    if is_weighted():
-        derivation.weight = read_weight(aux.weight if isinstance(aux, Aux) else 1, 0)
+    index = weighted_index()
+    if index is not None:
+        derivation.weight = read_weight(aux.weight if isinstance(aux, Aux) else 1, index)
     found = derivation.derivatives(loss, leaves)
     for leaf, gradient in zip(leaves, found, strict=True):
         if gradient is not None and is_sharded(leaf) and not derivation.was_gathered(leaf):
@@ -48,28 +50,65 @@ def sharded_derivatives(
     return found
 
 
+def check_even_shards(params: Tree, count: int) -> None:
+    """On a process without a micro-batch: say what those that have some say, if params are sharded.
+
+    Raises:
+        ValueError: they are.
+    """
+    leaves = tree.leaves(params)
+    if any_sharded(leaves):
+        check_even(count, mesh_of(leaves).size())
+
+
 class Shards:
     """Sums the sharded gradients of an iteration, which are weighted and summed over the processes already.
 
-    Between `add` and `mean` the sum is held in local parts, half precisions in float32.
+    They are taken out of the results of micro-batches, whose other parts are reduced as ever, and put back into the
+    mean. In between the sum is held in local parts, half precisions in float32.
     """
 
     def __init__(self) -> None:
+        self._treespec: Any = None
+        self._is_sharded: list[bool] = []
         self._places: list[Placed] = []
         self._dtypes: list[torch.dtype] = []
         self._sum: list[torch.Tensor] = []
 
-    def add(self, grads: Sequence[Any]) -> None:
-        """Add the gradients of one more micro-batch of each process."""
-        term = accumulate.scale([local(leaf) for leaf in grads], 1)
-        if self._places:
-            accumulate.add_(self._sum, term)
-            return
-        self._places, self._dtypes = [placed(leaf) for leaf in grads], [leaf.dtype for leaf in grads]
-        self._sum = term
+    def taken(self, result: Mean, buffers: Tree) -> Mean:
+        """The result of a micro-batch with the list of its other gradients in the place of all.
 
-    def mean(self, weight: Weight) -> list[Any]:
-        """The sum divided by the total weight."""
-        means = accumulate.divide(self._sum, weight)
+        Raises:
+            TypeError: it has a sharded buffer that differs from that of the state.
+        """
+        _check_same_shards(result.buffers, buffers)
+        leaves, treespec = tree.flatten(result.grads)
+        mine_or_not = [is_sharded(leaf) for leaf in leaves]
+        mine = [leaf for leaf, sharded in zip(leaves, mine_or_not, strict=True) if sharded]
+        term = accumulate.scale([local(leaf) for leaf in mine], 1)
+        if self._treespec is None:
+            self._treespec, self._is_sharded, self._sum = treespec, mine_or_not, term
+            self._places, self._dtypes = [placed(leaf) for leaf in mine], [leaf.dtype for leaf in mine]
+        else:
+            accumulate.add_(self._sum, term)
+        others = [leaf for leaf, sharded in zip(leaves, mine_or_not, strict=True) if not sharded]
+        return result._replace(grads=others)
+
+    def put_back(self, mean: Mean) -> Mean:
+        """The mean of all processes' micro-batches with all gradients; itself if none is sharded."""
+        if self._treespec is None:
+            return mean
+        means = accumulate.divide(self._sum, mean.weight)
         rows = zip(self._places, means, self._dtypes, strict=True)
-        return [place.around(mean.to(dtype)) for place, mean, dtype in rows]
+        mine, others = iter([place.around(leaf.to(dtype)) for place, leaf, dtype in rows]), iter(mean.grads)
+        grads = [next(mine if sharded else others) for sharded in self._is_sharded]
+        return mean._replace(grads=tree.unflatten(self._treespec, grads))
+
+
+def _check_same_shards(new: Tree, buffers: Tree) -> None:
+    kept = set(map(id, tree.leaves(buffers)))
+    for path, leaf in tree.items(new):
+        if is_sharded(leaf) and id(leaf) not in kept:
+            raise TypeError(
+                f"the buffer {path} is sharded and changes: only buffers that stay as they are can be sharded"
+            )
