@@ -134,7 +134,7 @@ def current_derivation(mesh: Any) -> Derivation | None:
 
 
 def weighted_index() -> int | None:
-    """The index of the micro-batch, if gradients are taken for a weighted mean. Notes that some are by sharded params."""
+    """The index of the micro-batch, if it is part of a weighted mean. Notes that it has gradients by sharded params."""
     iteration = _current.iteration
     if iteration is None:
         return None
