@@ -135,17 +135,18 @@ def test_if_one_process_fails_the_save_fails_on_all(tmp_path, two, rank, name):
     assert two.run(jobs.newest, tmp_path) == [1, 1]
 
 
-def test_a_process_that_dies_while_saving_leaves_the_checkpoint_before(tmp_path):
+@pytest.mark.parametrize(("rank", "name"), [(1, "shards-00001"), (0, "manifest.json")])
+def test_a_process_that_dies_while_saving_leaves_the_checkpoint_before(tmp_path, rank, name):
     """The others hear of it; the next start finds a clean folder."""
     group = Group(2)
     try:
         before = group.run(jobs.save_tree, tmp_path, TREE, DIMS, 1)[0]
-        outcomes = group.outcomes(jobs.fail_to_save, tmp_path, TREE, DIMS, 1, "shards-00001", True)
+        outcomes = group.outcomes(jobs.fail_to_save, tmp_path, TREE, DIMS, rank, name, True)
     finally:
         group.close()
-    assert outcomes[1] == (False, None)
-    assert outcomes[0][0]
-    assert outcomes[0][1] != "saved"
+    assert outcomes[rank] == (False, None)
+    assert outcomes[1 - rank][0]
+    assert outcomes[1 - rank][1] != "saved"
     store = Store(tmp_path, "run")
     with store.lock():
         assert entries(tmp_path) == [before.name]
