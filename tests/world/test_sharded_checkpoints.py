@@ -17,6 +17,7 @@ import helios_fn as hf
 from helios_fn.checkpoint import Store, open_contents, restore, verify
 from helios_fn.cli.main import main
 
+from ..strategies import examples
 from . import checkpoint_jobs as jobs
 from .gloo import Group
 from .jobs import Training, plain, start
@@ -76,7 +77,7 @@ def trees_with_dims(draw):
     return tree, cut, again
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=examples(10))
 @given(case=trees_with_dims())
 def test_any_tensor_comes_back_however_it_was_cut(tmp_path_factory, two, four, case):
     """Any dtype, uneven pieces and pieces of nothing included; other leaves as they ever did."""
