@@ -57,9 +57,9 @@ def gathered(params: Tree) -> Tree:
     ranks in the order of the binary tree that ``reduction="tree"`` names. Outside of a loss it is the way to whole
     tensors for an evaluation or an export.
 
-    Other leaves stay as they are, and those that are replicated keep their memory. The parameters take up memory as long as something refers to them: the graph does,
-    until the backward pass has used them. To hold one layer's at a time, gather inside of
-    ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``.
+    Other leaves stay as they are, and replicated ones keep their memory. The whole parameters take up memory as long
+    as something refers to them: the graph does, until the backward pass has used them. To hold one layer's at a time,
+    gather inside of ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``.
 
     Raises:
         TypeError: a leaf is placed otherwise than by ``Shard`` and ``Replicate``, or is float16 and to be

@@ -51,8 +51,8 @@ def check_unsharded(path: str, leaf: Any) -> None:
     if is_sharded(leaf):
         raise TypeError(
             f"{at('params', path)} is sharded (a DTensor), and this needs whole tensors. For sharded params there are "
-            "adamw, adam, sgd, rmsprop and lion, groups, tunable and skip_non_finite of them, and before them "
-            "clip_by_global_norm and clip_by_value"
+            "adamw, adam, sgd, rmsprop and lion, groups, every, tunable and skip_non_finite of them, and before them "
+            "clip_by_global_norm, clip_by_value and add_decayed_weights"
         )
 
 

@@ -60,6 +60,8 @@ OPTIMIZERS = {
     "lion": lambda: hf.optim.lion(0.01),
     "clipped": lambda: hf.optim.chain(hf.optim.clip_by_global_norm(0.5), hf.optim.adamw(0.05)),
     "clipped by value": lambda: hf.optim.chain(hf.optim.clip_by_value(0.01), hf.optim.sgd(0.1)),
+    "every": lambda: hf.optim.every(2, hf.optim.adamw(0.05)),
+    "decayed": lambda: hf.optim.chain(hf.optim.add_decayed_weights(0.1, mask="*.weight"), hf.optim.sgd(0.1)),
     "skipping": lambda: hf.optim.skip_non_finite(hf.optim.sgd(0.1)),
     "tunable": lambda: hf.optim.tunable(hf.optim.adamw, lr=0.05),
     "groups": lambda: hf.optim.groups({"*.bias": hf.optim.sgd(0.1)}, default=hf.optim.adamw(0.05)),
@@ -368,11 +370,9 @@ REFUSED = {
         for name, optimizer in {
             "adafactor": hf.optim.adafactor(0.1),
             "muon": hf.optim.muon(0.1),
-            "every": hf.optim.every(2, hf.optim.sgd(0.1)),
             "lookahead": hf.optim.lookahead(hf.optim.sgd(0.1)),
             "from_torch": hf.optim.from_torch(torch.optim.Adamax, lr=0.1),
             "adaptive_clip": hf.optim.adaptive_clip(),
-            "add_decayed_weights": hf.optim.add_decayed_weights(0.1),
         }.items()
     },
 }

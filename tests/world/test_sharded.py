@@ -42,7 +42,7 @@ def test_sharded_training_equals_training_in_one_process_to_rounding(two, four, 
     assert close(results[0], jobs.train(training._replace(donate=False), 3, sharded=False))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw foreach", "rmsprop", "lion"])
+@pytest.mark.parametrize("optimizer", ["adamw foreach", "rmsprop", "lion", "decayed"])
 def test_with_one_micro_batch_for_each_process_the_bits_are_those_of_one_process(four, optimizer):
     """Then the sum over processes is the tree over micro-batches; the kernels must work element by element."""
     training = Training(optimizer, 4, (3, 4, 5, 2), average=0.9)
@@ -122,7 +122,7 @@ MESSAGES = {
     "other pieces": "ValueError: grads['w'] is cut into other pieces than its parameter",
     "digest": "TypeError: a sharded tensor, float32[4, 4]",
     **dict.fromkeys(
-        ["adafactor", "muon", "every", "lookahead", "from_torch", "adaptive_clip", "add_decayed_weights"],
+        ["adafactor", "muon", "lookahead", "from_torch", "adaptive_clip"],
         "TypeError: params['w'] is sharded (a DTensor)",
     ),
 }

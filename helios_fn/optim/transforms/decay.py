@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from ... import tree
+from ...dtensors import any_sharded, around, local
 from ...tracing import by_formula
 from ...types import Tree
 from ..base import Transform
 from ..checks import number
 from ..selection import Patterns, Selection
-from ..tensors import check_unsharded
 from ..text import call
 
 
@@ -47,8 +47,6 @@ class _Decay:
     def init(self, params: Tree) -> Tree:
         if self.mask is not None:
             self.mask.check(params)
-        for path, leaf in tree.items(params):
-            check_unsharded(path, leaf)
         return ()
 
     def update(self, grads: Tree, state: Tree, params: Tree, *, weight: Any = 1.0) -> tuple[Tree, Tree]:
@@ -63,6 +61,9 @@ class _Decay:
         return tree.unflatten(treespec, found), state
 
     def _decayed(self, grads: list[torch.Tensor], params: list[torch.Tensor]) -> list[torch.Tensor]:
+        if any_sharded(grads):
+            parts = self._decayed([local(leaf) for leaf in grads], [local(leaf) for leaf in params])
+            return [around(part, leaf) for part, leaf in zip(parts, grads, strict=True)]
         if by_formula([*grads, *params]):
             return [torch.add(g, p, alpha=self.weight_decay) for g, p in zip(grads, params, strict=True)]
         return list(torch._foreach_add(grads, params, alpha=self.weight_decay)) if grads else grads
