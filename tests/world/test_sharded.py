@@ -29,7 +29,7 @@ TRAININGS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=examples(8))
+@settings(deadline=None, max_examples=examples(6))
 @given(training=TRAININGS, wide=st.booleans())
 def test_sharded_training_equals_training_in_one_process_to_rounding(two, four, training, wide):
     """Dropout by micro-batch, ragged weights, any optimiser for shards, average, donation; and all ranks agree.

@@ -77,7 +77,7 @@ def trees_with_dims(draw):
     return tree, cut, again
 
 
-@settings(deadline=None, max_examples=examples(10))
+@settings(deadline=None, max_examples=examples(8))
 @given(case=trees_with_dims())
 def test_any_tensor_comes_back_however_it_was_cut(tmp_path_factory, two, four, case):
     """Any dtype, uneven pieces and pieces of nothing included; other leaves as they ever did."""
