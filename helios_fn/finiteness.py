@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .dtensors import any_sharded, is_sharded, local, mesh_of, over_ranks
 from .tracing import is_traced
 
 _SMALL = 4096  # elements of a tensor
@@ -22,6 +23,8 @@ def all_finite(leaves: Iterable[Any]) -> bool | torch.Tensor:
     their device.
     """
     found, traced = [*leaves], is_traced()
+    if any_sharded(found):
+        return _all_finite_shards(found)
     if not traced and has_finite_norm(found):
         return True
     tensors = [leaf for leaf in found if isinstance(leaf, torch.Tensor)]
@@ -36,6 +39,14 @@ def all_finite(leaves: Iterable[Any]) -> bool | torch.Tensor:
     return torch.stack([norm.float() for norm in torch._foreach_norm(inexact, ord=torch.inf)]).isfinite().all()
 
 
+def _all_finite_shards(leaves: list[Any]) -> bool | torch.Tensor:
+    """The same for leaves of which some are sharded: what one process finds, all of them know."""
+    device = next(leaf for leaf in leaves if is_sharded(leaf)).device
+    mine = torch.as_tensor(all_finite([local(leaf) for leaf in leaves]), dtype=torch.uint8, device=device)
+    everybody = over_ranks(mesh_of(leaves), mine.view(1)).bool().all()
+    return bool(everybody) if device.type == "cpu" else everybody
+
+
 def has_finite_norm(leaves: list[Any], sizes: dict[int, bool] | None = None) -> bool:
     """Whether these are tensors on the CPU of finite Euclidean norm: quick, and yes only if all elements are finite.
 
@@ -44,7 +55,7 @@ def has_finite_norm(leaves: list[Any], sizes: dict[int, bool] | None = None) -> 
     """
     sizes, count = {} if sizes is None else sizes, len(leaves)
     try:
-        if not leaves[0].is_cpu:
+        if not leaves[0].is_cpu or any_sharded(leaves):
             return False  # to read it would be to wait; of several devices no copy is made either
         # One kernel over one copy of all small tensors; the copy of large ones would cost more than kernels for each.
         if count not in sizes:

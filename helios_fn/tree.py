@@ -19,6 +19,7 @@ import optree
 import torch
 
 from . import tracing
+from .dtensors import is_sharded
 from .types import Tree
 
 NAMESPACE = "helios_fn"
@@ -268,7 +269,16 @@ def describe(leaf: Any) -> str:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The elements of a dense tensor in row-major order as bytes, copied only where needed."""
+    """The elements of a dense tensor in row-major order as bytes, copied only where needed.
+
+    Raises:
+        TypeError: the tensor is sharded, so that this process has a part of them only.
+    """
+    if is_sharded(tensor):
+        raise TypeError(
+            f"a sharded tensor, {describe(tensor)}, is not to be read in one process: compare or digest what "
+            "hf.distributed.gathered(tree) returns, in all of them"
+        )
     dense = tensor.detach().cpu().contiguous()
     # Not reshape: a contiguous tensor of one element may have any stride, and keeps it.
     flat = dense.as_strided((dense.numel(),), (1,))

@@ -15,6 +15,8 @@ from .pending import Pending as Pending
 from .retention import entry_of as entry_of
 from .retention import ranked as ranked
 from .saveable import check_saveable as check_saveable
+from .sharded_store import PendingShards as PendingShards
+from .sharded_store import ShardedStore as ShardedStore
 from .store import Store as Store
 from .store import verify as verify
 from .weights import export as export

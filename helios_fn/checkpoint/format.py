@@ -3,8 +3,9 @@
 Here damage is a `CheckpointError`, and trouble with the disk or the machine is an ``OSError``.
 
 ``tensors.safetensors`` holds ranges of bytes, ``state.json`` the structure, the scalars and where each
-tensor lies in those ranges, ``manifest.json`` the lengths and checksums of both. Other files in the
-folder are never read. Nothing in a folder names code, or a class to be constructed.
+tensor lies in those ranges, ``manifest.json`` the lengths and checksums of both. A sharded checkpoint has a file
+``shards-<rank>-of-<world>.safetensors`` more for each process, with its pieces of the sharded tensors. Other files in
+the folder are never read. Nothing in a folder names code, or a class to be constructed.
 """
 
 from __future__ import annotations
@@ -18,20 +19,23 @@ import torch
 from ..errors import CheckpointError, ResumeRefused
 from ..types import Json, Tree
 from . import arrays, canonical, header, manifest, storages, structure
+from .assembly import Assembly, sharded_as
 from .checksum import entry_of
 from .files import OS, THREADED, FileSystem, read_file, write_file
-from .leaves import Leaf, Scalar, TensorSpec
+from .leaves import Leaf, Scalar, ShardedSpec, TensorSpec
 from .manifest import Manifest
+from .shards import ShardFile, check_pieces, is_shard_file, shard_files_from_json
 from .snapshot import MAX_STATE_SIZE, STATE, TENSORS, Snapshot
 
 _ROWS_SHOWN = 20
 
 
 class Stored(NamedTuple):
-    """What ``state.json`` says: the structure, and the entries of the tensor file in order."""
+    """What ``state.json`` says: the structure, the entries of the tensor file in order, and the shard files."""
 
     structure: structure.Node
     entries: tuple[header.Entry, ...]
+    shards: tuple[ShardFile, ...] = ()
 
 
 def write(
@@ -91,7 +95,7 @@ def read_manifest(folder: Path, *, files: FileSystem = OS) -> Manifest:
         raise
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    if found.files.keys() != {TENSORS, STATE}:
+    if {name for name in found.files if not is_shard_file(name)} != {TENSORS, STATE}:
         raise CheckpointError(f"{folder}: {manifest.FILE_NAME} is damaged: it lists {sorted(found.files)}"[:400])
     return found
 
@@ -106,6 +110,8 @@ def verify(path: Path, *, files: FileSystem = OS) -> Manifest:
     found = read_manifest(path, files=files)
     stored = _read_state(files, path, found)
     arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, None)
+    for shard in stored.shards:
+        arrays.read(files, path / shard.name, found.files[shard.name], shard.entries, None)
     return found
 
 
@@ -113,7 +119,8 @@ def load(path: Path, found: Manifest, like: Tree, *, free: Collection[str] = (),
     """Load a checkpoint whose manifest is known into the structure of ``like``, checking each byte.
 
     Tensors come back in fresh memory on the devices of the template's leaves; on the CPU where the
-    template has none (below ``free`` paths) or holds no values (on the meta device).
+    template has none (below ``free`` paths) or holds no values (on the meta device). They come back as sharded as the
+    template's leaves are, however they were when they were saved; no other process takes part in this.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
@@ -131,17 +138,29 @@ def load(path: Path, found: Manifest, like: Tree, *, free: Collection[str] = (),
         return [storages.as_bytes(data) for data in memory]
 
     arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, targets)
+    assembly = Assembly(files, path, found.files, stored.shards)
     try:
-        return rebuilt(stored.structure, like, memory, free=free)
+        tree = rebuilt(stored.structure, like, memory, free=free, assembly=assembly)
+        assembly.fill()
+        return tree
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def rebuilt(saved: structure.Node, like: Tree, memory: list[torch.Tensor], *, free: Collection[str] = ()) -> Tree:
+def rebuilt(
+    saved: structure.Node,
+    like: Tree,
+    memory: list[torch.Tensor],
+    *,
+    free: Collection[str] = (),
+    assembly: Assembly | None = None,
+) -> Tree:
     """The tree that was described, in the containers of ``like``, its tensors in ``memory`` or copied to their devices.
 
+    Leaves that are stored in pieces get memory that ``assembly`` is to fill.
+
     Raises:
-        ValueError: the description is damaged.
+        ValueError: the description is damaged, or has such leaves and there is no ``assembly``.
     """
     place = storages.Placer(memory)
 
@@ -149,7 +168,12 @@ def rebuilt(saved: structure.Node, like: Tree, memory: list[torch.Tensor], *, fr
         if isinstance(leaf, Scalar):
             return leaf.value
         known = isinstance(template, torch.Tensor) and not template.is_meta
-        return place(leaf, template.device if known else torch.device("cpu"))  # type: ignore[arg-type]
+        device = template.device if known else torch.device("cpu")
+        if isinstance(leaf, ShardedSpec):
+            if assembly is None:
+                raise ValueError("a tensor that is stored in pieces has come without them")
+            return assembly.target(leaf, template, device)
+        return sharded_as(place(leaf, device), template)  # type: ignore[arg-type]
 
     with torch.no_grad():
         return structure.rebuild(saved, like, make, free=free)
@@ -184,11 +208,18 @@ def read_leaves(
         return [storages.as_bytes(memory[n]) if n in needed else entry.size for n, entry in enumerate(stored.entries)]
 
     arrays.read(files, path / TENSORS, found.files[TENSORS], stored.entries, targets)
-    place = storages.Placer(memory)
-    return {
-        name: place(leaf, places[name]) if isinstance(leaf, TensorSpec) else leaf.value  # type: ignore[union-attr]
-        for name, leaf in leaves.items()
-    }
+    place, assembly = storages.Placer(memory), Assembly(files, path, found.files, stored.shards)
+
+    def make(leaf: Leaf, device: torch.device) -> Any:
+        if isinstance(leaf, ShardedSpec):
+            if assembly is None:
+                raise ValueError("a tensor that is stored in pieces has come without them")
+            return assembly.target(leaf, None, device)
+        return place(leaf, device) if isinstance(leaf, TensorSpec) else leaf.value  # type: ignore[union-attr]
+
+    values = {name: make(leaf, places[name]) for name, leaf in leaves.items()}
+    assembly.fill(check_all=True)
+    return values
 
 
 def _read_state(files: FileSystem, folder: Path, found: Manifest) -> Stored:
@@ -199,6 +230,7 @@ def _read_state(files: FileSystem, folder: Path, found: Manifest) -> Stored:
         stored = stored_from_json(canonical.parse(data))
         specs = [leaf for leaf in structure.leaf_specs(stored.structure) if isinstance(leaf, TensorSpec)]
         storages.check(specs, [item.size for item in stored.entries])
+        check_pieces(structure.leaf_specs(stored.structure), stored.shards, found.files)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     return stored
@@ -210,12 +242,14 @@ def stored_from_json(data: Json) -> Stored:
     Raises:
         ValueError: it is damaged.
     """
-    if not isinstance(data, dict) or data.keys() != {"entries", "structure"} or not isinstance(data["entries"], list):
+    fields = data.keys() - {"shards"} if isinstance(data, dict) else ()
+    if not isinstance(data, dict) or fields != {"entries", "structure"} or not isinstance(data["entries"], list):
         raise ValueError("not a description of a state")
     entries = tuple(header.entry_from_json(item) for item in data["entries"])
     if len({entry.name for entry in entries}) != len(entries):
         raise ValueError("two entries of one name")
-    return Stored(structure.from_json(data["structure"]), entries)
+    shards = shard_files_from_json(data["shards"]) if "shards" in data else ()
+    return Stored(structure.from_json(data["structure"]), entries, shards)
 
 
 def _table(path: Path, mismatches: list[structure.Mismatch]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..errors import ResumeRefused
 from ..types import Json
 
 MAX_DIMENSIONS = 64
@@ -32,15 +33,18 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPE_
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def dtype_problem(name: str) -> str | None:
-    """Why a tensor of a known dtype cannot be loaded here; ``None`` if it can.
+def dtype_from_json(name: Json) -> str:
+    """The name of a dtype, which exists here.
 
     Raises:
         ValueError: no dtype has this name.
+        ResumeRefused: this version of torch lacks it.
     """
-    if name not in _DTYPE_NAMES:
-        raise ValueError(f"unknown dtype {name[:40]!r}")
-    return None if name in DTYPES else f"dtype {name} is unknown to torch {torch.__version__}; use a newer torch"
+    if not isinstance(name, str) or name not in _DTYPE_NAMES:
+        raise ValueError(f"unknown dtype {str(name)[:40]!r}")
+    if name not in DTYPES:
+        raise ResumeRefused(f"dtype {name} is unknown to torch {torch.__version__}; use a newer torch")
+    return name
 
 
 class TensorSpec(NamedTuple):
@@ -79,7 +83,32 @@ class Unknown(NamedTuple):
         return self.type
 
 
-Leaf = TensorSpec | Scalar | Unknown
+class Piece(NamedTuple):
+    """A block of a sharded tensor: entry ``entry`` of the shard file ``file``, from the element at ``offsets`` on."""
+
+    file: int
+    entry: int
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return math.prod(self.sizes)
+
+
+class ShardedSpec(NamedTuple):
+    """Where the pieces of a sharded tensor live in its checkpoint. They overlap nowhere, and together are the whole."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+Leaf = TensorSpec | ShardedSpec | Scalar | Unknown
 
 
 def _number_from(text: str) -> int:
@@ -184,3 +213,39 @@ def sizes_from_json(data: Json) -> tuple[int, ...]:
     if not isinstance(data, list) or len(data) > MAX_DIMENSIONS:
         raise ValueError("sizes must be a list, and not a long one")
     return tuple([count_from_json(size) for size in data])
+
+
+def sharded_to_json(spec: ShardedSpec) -> Json:
+    """A sharded tensor's description as JSON."""
+    pieces: list[Json] = [[piece.file, piece.entry, [*piece.offsets], [*piece.sizes]] for piece in spec.pieces]
+    return {"kind": "sharded", "dtype": spec.dtype, "shape": [*spec.shape], "pieces": pieces}
+
+
+def sharded_from_json(data: dict[str, Json]) -> ShardedSpec:
+    """The inverse of `sharded_to_json`.
+
+    Raises:
+        ValueError: no sharded tensor is written like that, or the pieces are not the whole.
+        ResumeRefused: it has a dtype that this version of torch lacks.
+    """
+    shape, pieces = sizes_from_json(data["shape"]), data["pieces"]
+    if not isinstance(pieces, list):
+        raise ValueError("a sharded tensor without pieces")
+    spec = ShardedSpec(dtype_from_json(data["dtype"]), shape, tuple(map(_piece_from_json, pieces)))
+    if sum(piece.numel for piece in spec.pieces) != math.prod(shape):
+        raise ValueError("the pieces of a sharded tensor are not the whole")
+    if len({piece.offsets for piece in spec.pieces}) != len(spec.pieces):
+        raise ValueError("two pieces of a sharded tensor begin at one place")
+    for piece in spec.pieces:
+        inside = len(piece.offsets) == len(piece.sizes) == len(shape) and piece.numel > 0
+        ends = zip(piece.offsets, piece.sizes, shape, strict=True) if inside else ()
+        if not inside or any(offset + size > whole for offset, size, whole in ends):
+            raise ValueError("a piece of a sharded tensor lies outside of it")
+    return spec
+
+
+def _piece_from_json(data: Json) -> Piece:
+    if not isinstance(data, list) or len(data) != 4:
+        raise ValueError("a piece without file, entry, offsets and sizes")
+    file, entry, offsets, sizes = data
+    return Piece(count_from_json(file), count_from_json(entry), sizes_from_json(offsets), sizes_from_json(sizes))

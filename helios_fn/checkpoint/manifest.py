@@ -20,6 +20,8 @@ from . import canonical
 from .checksum import CHUNK, FileEntry
 
 FORMAT = 2
+SHARDED_FORMAT = 3
+"""That of checkpoints with more files than one for tensors and one for the state; else it is the same."""
 FILE_NAME = "manifest.json"
 MAX_SIZE = 16 << 20
 _INDENT = 1
@@ -75,7 +77,7 @@ def encode(manifest: Manifest) -> bytes:
         TypeError: the record is not made of JSON values.
         ValueError: the record is too large or nested too deeply, or a count is negative.
     """
-    body: dict[str, Any] = manifest._asdict() | {"format": FORMAT}
+    body: dict[str, Any] = manifest._asdict() | {"format": SHARDED_FORMAT if len(manifest.files) > 2 else FORMAT}
     body["files"] = {name: entry._asdict() for name, entry in manifest.files.items()}
     _check_counts(body)
     try:
@@ -98,7 +100,8 @@ def decode(data: bytes, folder: Path = Path("<root>", "checkpoints", "<name>")) 
         ResumeRefused: they were written in another version of the format.
     """
     found, body = parse(data)
-    if found != FORMAT:
+    files = body.get("files")
+    if found != (SHARDED_FORMAT if isinstance(files, dict) and len(files) > 2 else FORMAT):
         raise refusal(found, body, folder)
     try:
         return from_body(body)

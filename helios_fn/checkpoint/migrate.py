@@ -90,7 +90,7 @@ def migrate(root: Path | str, into: Path | str | None = None, *, files: FileSyst
     with disk_errors(f"migrate {given}"):
         folders, home = _folders(files, given)
         found = [(folder, *_format_of(files, folder)) for folder in folders]
-        if all(number in (0, manifest.FORMAT) for _, number, _ in found):
+        if all(number in (0, manifest.FORMAT, manifest.SHARDED_FORMAT) for _, number, _ in found):
             return []
         target = home.with_name(f"{home.name}-migrated") if into is None else Path(into).resolve()
         if target == home:
@@ -126,9 +126,9 @@ def _format_of(files: FileSystem, folder: Path) -> tuple[int, str]:
     try:
         data = read_file(files, folder / manifest.FILE_NAME, manifest.MAX_SIZE)
         number, body = manifest.parse(data)
-        if number > manifest.FORMAT:
+        if number > manifest.SHARDED_FORMAT:
             raise manifest.refusal(number, body, folder)
-        return number, ""
+        return number, "it is sharded and needs no migration: copy it" if number == manifest.SHARDED_FORMAT else ""
     except ResumeRefused:
         raise
     except CheckpointError as error:
@@ -136,7 +136,7 @@ def _format_of(files: FileSystem, folder: Path) -> tuple[int, str]:
 
 
 def _migrate(files: FileSystem, old: Path, number: int, target: Path, problem: str) -> Migrated:
-    if not number:
+    if problem:
         return Migrated(old, None, number, problem)
     new = target / "checkpoints" / old.name
     unfinished = new.with_name(UNFINISHED + new.name)

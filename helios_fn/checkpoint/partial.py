@@ -12,6 +12,7 @@ import torch
 from .. import tree
 from ..patterns import Chooser
 from ..types import Tree
+from .assembly import sharded_as
 from .contents import by_name, open_contents
 from .leaves import Leaf
 from .structure import Mismatch, expected_leaf
@@ -115,7 +116,7 @@ def restore(
         raise ValueError(f"nothing in {contents.path} has a place in the template and fits it:\n{report}")
     origin = {name: sources[source] for name, source in report.loaded.items()}
     values = contents.values({path: _device(template[name]) for name, path in origin.items()})
-    new = [values[origin[name]] if name in origin else leaf for name, leaf in template.items()]
+    new = [sharded_as(values[origin[name]], leaf) if name in origin else leaf for name, leaf in template.items()]
     return Restored(tree.unflatten(treespec, new), report)
 
 

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import Retention
-from . import format, manifest
+from . import manifest
 from .files import FileSystem, remove_folder
 from .listing import Checkpoint, Damaged, problem, scan
 from .manifest import Manifest
 from .names import REMOVED
 from .retention import NEWEST, entry_of, reasons
-
-_FILES = {format.TENSORS, format.STATE, manifest.FILE_NAME}
-
 
 _log = logging.getLogger("helios_fn")
 
@@ -95,7 +92,8 @@ def plan(
     kept: list[tuple[Checkpoint, str]] = []
     removed: list[Checkpoint] = []
     for entry in counted:
-        foreign = sorted(set(files.listdir(entry.path)) - _FILES) if not why[entry.path.name] else []
+        ours = {manifest.FILE_NAME, *entry.manifest.files}
+        foreign = sorted(set(files.listdir(entry.path)) - ours) if not why[entry.path.name] else []
         if foreign:
             spared.append(Damaged(entry.path, f"{entry.path} holds {foreign[0]}, which no checkpoint does: move it"))
         elif why[entry.path.name]:

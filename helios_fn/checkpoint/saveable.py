@@ -9,21 +9,25 @@ from typing import Any
 import torch
 
 from .. import tree as trees
+from ..dtensors import any_sharded, is_sharded, local
 from ..types import Tree
 from .leaves import DTYPE_NAMES, MAX_DIMENSIONS, SCALARS, is_text
 from .storages import extent_of
 from .structure import MAX_DEPTH, expected_leaf, is_key, join, open_node, outline, plain_problem
 
 
-def check_saveable(tree: Tree, *, free: Collection[str] = ()) -> None:
+def check_saveable(tree: Tree, *, free: Collection[str] = (), sharded: bool = False) -> None:
     """Check that each leaf of ``tree`` can be saved and comes back with the same bits.
 
     ``free`` are paths that will be loaded without a template: they may hold dicts, lists, tuples,
-    ``None`` and leaves only.
+    ``None`` and leaves only. ``sharded`` leaves (DTensors) can be saved by a `ShardedStore` only; one that is placed
+    as ``Partial`` by none.
 
     Raises:
         TypeError: naming every leaf that cannot, and the remedy.
     """
+    if sharded and any_sharded(trees.leaves(tree)):
+        tree = trees.map(_local, tree)
     if _is_sound(tree, tuple(free)):
         return
     found = list(_problems(tree, "", 0, free))
@@ -48,11 +52,19 @@ def _is_sound_structure(treespec: Any, free: tuple[str, ...]) -> bool:
     return not any(_problems(trees.unflatten(treespec, [0] * treespec.num_leaves), "", 0, free))
 
 
+def _local(leaf: Any) -> Any:
+    """The part of a sharded leaf that this process holds, if it is a part of the elements and not of a sum."""
+    is_sum = is_sharded(leaf) and any(placement.is_partial() for placement in leaf.placements)
+    return leaf if is_sum else local(leaf)
+
+
 def tensor_problem(tensor: torch.Tensor) -> str | None:
     """Why a tensor cannot be saved exactly, and the remedy; ``None`` if it can."""
     if type(tensor) is not torch.Tensor:
         if isinstance(tensor, torch.nn.Parameter):
             return "an nn.Parameter; pass its .detach()"
+        if is_sharded(tensor):
+            return "a sharded tensor (DTensor), of which this process has a part only"
         return f"a tensor subclass, {type(tensor).__qualname__}; convert it to a plain tensor"
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return "a tensor inside a torch.func transform; save outside of it"

@@ -132,22 +132,24 @@ def _lay_out(tree: Tree, tensors: list[torch.Tensor]) -> _Layout:
         return Scalar(type(leaf).__name__, leaf)
 
     node = structure.outline(tree, describe)
-    entries = [_entry(found, paths) for found in ranges]
+    entries = [entry_of_range(found, paths) for found in ranges]
     skeleton = structure.to_json(node, lambda scalar: None)
     state = canonical.dump({"entries": [list(entry) for entry in entries], "structure": skeleton})
     numbers = ((tuple(number for number, _ in found.views), found.extent, found.whole) for found in ranges)
     return _Layout(tuple(state.split(_SLOT)), header.encode(entries), tuple(numbers))
 
 
-def _entry(found: storages.Range, paths: list[str]) -> header.Entry:
+def entry_of_range(found: storages.Range, paths: list[str]) -> header.Entry:
+    """The entry of a range of bytes in the tensor file; ``paths`` are those of all leaves that are tensors."""
     # For other readers of the file: a leaf that fills its range goes by its own name, dtype and shape.
     if found.whole is not None:
         number, tensor = found.views[found.whole]
         dtype = header.dtype_name(str(tensor.dtype).removeprefix("torch."))
         if dtype is not None:
-            return header.Entry(_entry_name(paths[number]), dtype, tuple(tensor.shape))
-    return header.Entry(_entry_name(paths[found.views[0][0]]), "U8", (found.size,))
+            return header.Entry(entry_name(paths[number]), dtype, tuple(tensor.shape))
+    return header.Entry(entry_name(paths[found.views[0][0]]), "U8", (found.size,))
 
 
-def _entry_name(path: str) -> str:
+def entry_name(path: str) -> str:
+    """What a leaf is called in the tensor file."""
     return f"state{path}" if path[:1] in ("", "[") else f"state.{path}"

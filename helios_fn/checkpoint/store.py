@@ -43,6 +43,7 @@ class Store:
         root: the folder of the run; made if missing.
         name: the name of the run.
         files: the file system, replaced in tests.
+        writes: whether this process is the one that writes here; what else it may do is up to the caller.
 
     Attributes:
         root: the absolute path of the root, links resolved.
@@ -54,7 +55,7 @@ class Store:
         CheckpointError: nothing can be written to ``root``.
     """
 
-    def __init__(self, root: Path, name: str, *, files: FileSystem = OS) -> None:
+    def __init__(self, root: Path, name: str, *, files: FileSystem = OS, writes: bool = True) -> None:
         check_name("name", name)
         self.root = _resolved(Path(root))
         self.folder = self.root / "checkpoints"
@@ -62,9 +63,10 @@ class Store:
         self._files = files
         self._snapshots = Snapshots()
         self._pruner = Pruner(files, self.folder, name)
-        with disk_errors(f"write to the root {self.root}"):
-            make_folders(files, self.folder)
-            _probe(files, self.folder)
+        if writes:
+            with disk_errors(f"write to the root {self.root}"):
+                make_folders(files, self.folder)
+                _probe(files, self.folder)
 
     def entries(self) -> list[Checkpoint]:
         """The run's checkpoints with a sound manifest, newest first; their other files are not looked at."""
@@ -268,6 +270,15 @@ class Store:
 
     # Below, trouble with the disk is still an OSError: the public methods above translate it.
 
+    def publish(self, unfinished: Path, folder: Path, complete: Manifest) -> None:
+        """Give a complete, durable folder its name, and set aside what bears it; `lock` finishes what was begun."""
+        if folder.name in self._files.listdir(self.folder):
+            self._files.sync_folder(self.folder)  # the new one has a durable name before the old one loses its own
+            self._set_aside(folder.name, f"{folder} is damaged, or holds another state")
+        self._files.rename(unfinished, folder)
+        self._files.sync_folder(self.folder)
+        self._pruner.trust(Checkpoint(folder, complete))
+
     def _write(self, pending: Pending, background: bool) -> None:
         folder, description, content, untouched = pending
         unfinished = folder.with_name(UNFINISHED + folder.name)
@@ -282,13 +293,7 @@ class Store:
             with contextlib.suppress(OSError):
                 remove_folder(self._files, unfinished)
             raise
-        # From here on the new one is complete: should the next calls fail, `lock` finishes the work.
-        if folder.name in taken:
-            self._files.sync_folder(self.folder)  # the new one has a durable name before the old one loses its own
-            self._set_aside(folder.name, f"{folder} is damaged, or holds another state")
-        self._files.rename(unfinished, folder)
-        self._files.sync_folder(self.folder)
-        self._pruner.trust(Checkpoint(folder, complete))
+        self.publish(unfinished, folder, complete)
 
     def _set_aside(self, name: str, reason: str) -> None:
         folder = self.root / "damaged"

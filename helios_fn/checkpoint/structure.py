@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeAlias
 import optree
 import torch
 
-from ..errors import ResumeRefused
 from ..tree import NAMESPACE
 from ..types import Json, Tree
 from .leaves import (
@@ -23,13 +22,16 @@ from .leaves import (
     SCALARS,
     Leaf,
     Scalar,
+    ShardedSpec,
     TensorSpec,
     Unknown,
     count_from_json,
-    dtype_problem,
+    dtype_from_json,
     is_text,
     scalar_from_json,
     scalar_to_json,
+    sharded_from_json,
+    sharded_to_json,
     sizes_from_json,
 )
 
@@ -244,6 +246,8 @@ def to_json(node: Node, scalar: Callable[[Scalar], Json] = scalar_to_json) -> Js
         }
     if isinstance(node, Scalar):
         return {"kind": node.type, "value": scalar(node)}
+    if isinstance(node, ShardedSpec):
+        return sharded_to_json(node)
     raise TypeError(f"a leaf of type {node} cannot be stored")
 
 
@@ -259,6 +263,9 @@ def from_json(data: Json) -> Node:
     kind = str(data["kind"])
     if kind == "tensor":
         return _tensor_from_json(data)
+    if kind == "sharded":
+        _check_fields(data, "kind", "dtype", "shape", "pieces")
+        return sharded_from_json(data)
     if kind in _KINDS.values():
         return _container_from_json(data)
     _check_fields(data, "kind", "value")
@@ -267,7 +274,7 @@ def from_json(data: Json) -> Node:
 
 def _alike(saved: Node, expected: Node) -> bool:
     """Whether two nodes, one of them a leaf, agree in what a template decides: type, dtype and shape, and no more."""
-    if isinstance(saved, TensorSpec) and isinstance(expected, TensorSpec):
+    if isinstance(saved, TensorSpec | ShardedSpec) and isinstance(expected, TensorSpec):
         return saved.dtype == expected.dtype and saved.shape == expected.shape
     return type(saved) is type(expected) and not isinstance(saved, Container) and str(saved) == str(expected)
 
@@ -328,12 +335,7 @@ def _container_from_json(data: dict[str, Json]) -> Container:
 
 def _tensor_from_json(data: dict[str, Json]) -> TensorSpec:
     _check_fields(data, "kind", "dtype", "shape", "strides", "storage", "offset")
-    dtype, storage = data["dtype"], data["storage"]
-    if not isinstance(dtype, str):
-        raise ValueError("a dtype without a name")
-    problem = dtype_problem(dtype)
-    if problem:
-        raise ResumeRefused(problem)
+    dtype, storage = dtype_from_json(data["dtype"]), data["storage"]
     shape, strides = sizes_from_json(data["shape"]), sizes_from_json(data["strides"])
     offset = count_from_json(data["offset"])
     if len(shape) != len(strides) or math.prod(max(size, 1) for size in shape) >= 1 << 62:

@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from ..patterns import Chooser
 from .contents import SAFETENSORS_DTYPES, Contents, by_name, open_contents
 from .files import OS, FileSystem, disk_errors
-from .leaves import TensorSpec
+from .leaves import ShardedSpec, TensorSpec
 
 
 class Exported(NamedTuple):
@@ -98,7 +98,7 @@ def _select(
 ) -> dict[str, str]:
     """The path in the checkpoint for each name in the module."""
     found: dict[str, str] = {}
-    specs = {path: leaf for path, leaf in contents.leaves().items() if isinstance(leaf, TensorSpec)}
+    specs = {path: leaf for path, leaf in contents.leaves().items() if isinstance(leaf, TensorSpec | ShardedSpec)}
     leaves = by_name(specs, f"in {contents.path}")
     if not any(name.startswith(f"{params}.") for name in leaves):
         raise ValueError(f"{contents.path} holds no {params}{_remedy(params, leaves)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..checkpoint.leaves import DTYPES, Leaf, Scalar, TensorSpec
+from ..checkpoint.leaves import DTYPES, Leaf, Scalar, ShardedSpec, TensorSpec
 from ..checkpoint.structure import Container, Node, join, leaf_items
 from ..patterns import name_of
 from .text import leaves, shown, size, table
@@ -47,17 +47,21 @@ def _kind(leaf: Leaf) -> str:
 
 
 def _size(leaf: Leaf) -> str:
-    return size(_bytes(leaf)) if isinstance(leaf, TensorSpec) else ""
+    return size(_bytes(leaf)) if isinstance(leaf, TensorSpec | ShardedSpec) else ""
 
 
 def _bytes(leaf: Leaf) -> int:
-    return math.prod(leaf.shape) * DTYPES[leaf.dtype].itemsize if isinstance(leaf, TensorSpec) else 0
+    if isinstance(leaf, TensorSpec | ShardedSpec):
+        return math.prod(leaf.shape) * DTYPES[leaf.dtype].itemsize
+    return 0
 
 
 def _note(leaf: Leaf, path: str, sharing: dict[str, str]) -> str:
     notes = [f"shares memory with {shown(sharing[path])}"] if path in sharing else []
     if isinstance(leaf, TensorSpec) and leaf.strides and not _is_row_major(leaf):
         notes.append(f"strides {list(leaf.strides)}")
+    if isinstance(leaf, ShardedSpec):
+        notes.append(f"in {len(leaf.pieces)} piece{'' if len(leaf.pieces) == 1 else 's'}")
     return ", ".join(notes)
 
 

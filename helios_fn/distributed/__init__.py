@@ -12,6 +12,8 @@ from .collectives import broadcast as broadcast
 from .devices import choose_devices as choose_devices
 from .launch import launch as launch
 from .once import once_per_node as once_per_node
+from .sharded import gathered as gathered
+from .sharded import shard as shard
 from .world import World as World
 from .world import connect as connect
 from .world import current as current

@@ -83,7 +83,7 @@ def checked_state(state: Any, cfg: RunConfig) -> TrainState:
             "build it with hf.init_state(params, optimizer, ...)"
         )
     state = tree.map(_detached, state)
-    check_saveable(state, free=OUTPUT_ONLY)
+    check_saveable(state, free=OUTPUT_ONLY, sharded=True)
     if int(state.first_bad) >= 0:
         raise ValueError(
             f"init_state went bad in iteration {int(state.first_bad) + 1}: its first_bad must be -1 to start from"

@@ -9,6 +9,7 @@ import torch
 
 from .. import tree
 from ..config import RunConfig
+from ..dtensors import local
 from ..schedule import Horizon
 from ..state import TrainState
 from ..types import Cursor, Tree
@@ -78,4 +79,4 @@ def _overwritten(state: TrainState) -> Tree:
 
 def _place(leaf: Any) -> int:
     """Where the memory of a leaf begins; 0 for what has none of its own."""
-    return leaf.untyped_storage().data_ptr() if isinstance(leaf, torch.Tensor) else 0
+    return local(leaf).untyped_storage().data_ptr() if isinstance(leaf, torch.Tensor) else 0

@@ -15,6 +15,7 @@ import torch
 
 from .. import random, tree
 from ..checkpoint import check_saveable
+from ..dtensors import local
 from ..errors import PurityError
 from ..state import OUTPUT_ONLY, TrainState
 from ..types import Step
@@ -104,7 +105,7 @@ class PurityGuard:
                 place = path.removeprefix("['state']").removeprefix(".").replace("['batch']", "batch")
                 raise _mutated("step", place)
         check_same_structure(state, new)
-        check_saveable(new, free=OUTPUT_ONLY)
+        check_saveable(new, free=OUTPUT_ONLY, sharded=True)
         return new
 
 
@@ -194,8 +195,9 @@ def check_unwritten(who: str, state: TrainState, before: list[int]) -> None:
 
 
 def _tensors(leaves: list[Any]) -> list[torch.Tensor]:
-    """Those leaves that have a version counter."""
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not leaf.is_inference()]
+    """Those leaves that have a version counter; of sharded ones the local part, whose own it is."""
+    found = [local(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in found if not leaf.is_inference()]
 
 
 def _fingerprints(inputs: Any) -> dict[str, Any]:
@@ -204,6 +206,7 @@ def _fingerprints(inputs: Any) -> dict[str, Any]:
 
 def _fingerprint(leaf: Any) -> Any:
     """A value that changes when the leaf is written to, computed at memory speed where the leaf lives."""
+    leaf = local(leaf)
     if isinstance(leaf, torch.Tensor):
         # Version counters miss writes through ``.data``, sums miss permutations: use both.
         return (-1 if leaf.is_inference() else leaf._version), _sum_of_bits(leaf), tuple(leaf.shape)
@@ -223,7 +226,7 @@ def _sum_of_bits(leaf: torch.Tensor) -> int | None:
 
 
 def _path_of(leaf: torch.Tensor, state: TrainState) -> str:
-    return next((path for path, other in tree.items(state) if other is leaf), "params")
+    return next((path for path, other in tree.items(state) if local(other) is leaf), "params")
 
 
 def _mutated(who: str, path: str) -> PurityError:

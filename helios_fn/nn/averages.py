@@ -9,6 +9,7 @@ import torch
 
 from .. import tree
 from ..accumulate import widen
+from ..dtensors import any_sharded, around, local
 from ..tracing import by_formula, stored
 from ..types import Tree
 
@@ -52,6 +53,10 @@ def ema(decay: float = 0.999) -> Average:
         new, other = flatten_params(params)
         if treespec != other:
             raise ValueError(f"the average has another structure than the params: {treespec} != {other}")
+        if any_sharded(new):
+            with torch.no_grad():
+                parts = _lerp([local(leaf) for leaf in old], [local(leaf) for leaf in new], 1 - decay, donate)
+            return tree.unflatten(treespec, [around(part, leaf) for part, leaf in zip(parts, old, strict=True)])
         if by_formula((*old, *new)):
             found = [_between(start, end, 1 - decay) for start, end in zip(old, new, strict=True)]
             return tree.unflatten(treespec, stored(found, old, donate=donate))

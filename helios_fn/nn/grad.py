@@ -11,11 +11,14 @@ import optree
 import torch
 
 from .. import tree
+from ..distributed.gradients import Derivation
+from ..dtensors import any_sharded
 from ..errors import StateDonated
 from ..tracing import is_traced
 from ..types import Tree
 from .backward import derivatives
 from .session import Session
+from .shards import check_unsharded, sharded_derivatives
 
 OpenCall: TypeAlias = Callable[[Tree], tuple[torch.Tensor, Any]]
 """A call of the user's function in which one argument is left open; returns loss and aux."""
@@ -48,9 +51,13 @@ def value_and_grad(
     outer graph, or with ``higher_order``. Then the outputs stay differentiable by the outer level. Both
     routes give the same bits. Tensors that ``fn`` closes over are constants, unless ``higher_order``.
 
+    Sharded leaves (DTensors) take the first route only, and ``fn`` uses them through
+    `helios_fn.distributed.gathered`. Their gradients are sharded as they are, and are sums over the processes: inside
+    of `microsteps` of each process's gradient times its weight, elsewhere of the gradients as they are.
+
     Raises:
-        TypeError: the value is not a real tensor, ``fn`` does not return a pair with ``has_aux``, or a
-            leaf has no gradient (integers, Python scalars: they belong into the buffers).
+        TypeError: the value is not a real tensor, ``fn`` does not return a pair with ``has_aux``, a leaf
+            has no gradient (integers, Python scalars: they belong into the buffers), or a sharded one was not gathered.
         ValueError: the value is not 0-d.
 
     Example:
@@ -114,7 +121,8 @@ def _by_autograd(
     call: OpenCall, leaves: list[torch.Tensor], treespec: optree.PyTreeSpec, argnum: int
 ) -> tuple[torch.Tensor, Any, list[Any], bool]:
     recording = torch.is_grad_enabled()
-    with _AS_IT_IS if recording else torch.enable_grad(), Session():
+    around = Derivation() if any_sharded(leaves) else _AS_IT_IS
+    with _AS_IT_IS if recording else torch.enable_grad(), Session(), around as derivation:
         try:
             primals = [leaf.detach().requires_grad_() for leaf in leaves]
         except StateDonated:
@@ -124,17 +132,21 @@ def _by_autograd(
             raise
         loss, aux = call(treespec.unflatten(primals))
         found: list[torch.Tensor | None] = [None] * len(leaves)
-        if primals and loss.requires_grad:
+        if derivation is not None:
+            found = sharded_derivatives(derivation, loss, aux, primals)
+        elif primals and loss.requires_grad:
             found = derivatives(loss, primals)
     unused = [at for at, gradient in enumerate(found) if gradient is None]
     for at in unused:
         found[at] = torch.zeros_like(leaves[at])
-    return loss.detach(), aux, found, bool(leaves) and len(unused) == len(leaves)
+    constant = len(unused) == len(leaves) if derivation is None else not loss.requires_grad
+    return loss.detach(), aux, found, bool(leaves) and constant
 
 
 def _by_transform(call: OpenCall, params: Tree, argnum: int) -> tuple[torch.Tensor, Any, Tree, bool]:
     _check_leaves(params, argnum)
     leaves, treespec = tree.flatten(params)
+    check_unsharded(leaves, argnum)
     if not leaves:
         loss, aux = call(params)
         return loss, aux, params, False

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 
 from .. import random
+from ..distributed.gradients import Iteration
 from ..distributed.reduction import SUMS, Partial, Reduce
 from ..distributed.world import World, current
 from ..state import micro_keys
@@ -15,6 +16,7 @@ from ..tracing import is_traced
 from ..types import Aux, Key, MicroBatches, Tree
 from .mean import Facts, Layout, Mean, mean_of_one
 from .report import read_aux, read_metrics, read_weight
+from .shards import Shards, check_even_shards
 
 GradFn: TypeAlias = Callable[[Tree, Tree, Any, Key], tuple[tuple[torch.Tensor, Aux | None], Tree]]
 
@@ -35,6 +37,9 @@ def microsteps(grad_fn: GradFn, state: Any, batch: Any, *, reduce: Reduce | None
     - floating point buffers: the state's plus the weighted mean of the changes, so elements that no
       micro-batch changed keep their bits;
     - other buffers: those of micro-batch 0. A counter thus advances once per iteration.
+
+    Gradients by sharded params are summed over processes one micro-batch of each after another, and then in order; each
+    process must have the same number of micro-batches.
 
     A micro-batch of weight 0 has no part in any mean, even if it is NaN. If the total weight is 0, loss,
     gradients and metrics are zeros and the buffers are those of the state: make no update.
@@ -66,23 +71,30 @@ def mean_over(
 ) -> Mean:
     """`microsteps` of the parts of a state, with one key for each micro-batch that this process holds."""
     if not isinstance(batch, MicroBatches):
-        return mean_of_one(_evaluate(grad_fn, params, buffers, batch, keys[0], 0), buffers)
+        with Iteration(1, weighted=False):
+            return mean_of_one(_evaluate(grad_fn, params, buffers, batch, keys[0], 0), buffers)
     world = current()
     layout: Layout | None = None
+    shards = Shards()
     total = SUMS[batch.reduction](batch.start)
     for index, (item, key) in enumerate(zip(batch.items, keys, strict=True), batch.start):
-        result = _evaluate(grad_fn, params, buffers, item, key, index)
+        with Iteration(batch.count, index, weighted=True) as iteration:
+            result = _evaluate(grad_fn, params, buffers, item, key, index)
+        if iteration.sharded:
+            result = shards.taken(result, buffers)
         if layout is None:
             layout = Layout.of(result, index, buffers)
         total.push(layout.term(result, index))
         del result  # its gradients would live through the next backward pass
+    if not batch.items:
+        check_even_shards(params, batch.count)
     if reduce is None and batch.count < world.size:
         layout = _layout_for_all(layout, world, params, buffers)
     if layout is None:
         raise ValueError(f"this process has none of the iteration's {batch.count} micro-batches")
     like = None if batch.items else layout.empty_term(params)
     partial = Partial(total.blocks(), batch.count, batch.reduction, like)
-    return layout.mean((world.reduce if reduce is None else reduce)(partial))
+    return shards.put_back(layout.mean((world.reduce if reduce is None else reduce)(partial)))
 
 
 def _layout_for_all(layout: Layout | None, world: World, params: Tree, buffers: Tree) -> Layout:

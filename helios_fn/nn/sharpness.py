@@ -11,6 +11,7 @@ import torch
 
 from .. import random, tree
 from ..accumulate import widen
+from ..dtensors import any_sharded
 from ..tracing import is_traced
 from ..types import Key, Tree
 from .microsteps import GradFn
@@ -58,6 +59,11 @@ def sam(rho: float = 0.05, *, adaptive: bool = False, eta: float = 0.01) -> Call
             with _noise(key):
                 first, grads = grad_fn(params, buffers, batch, key)
             leaves, treespec = flatten(params)
+            if any_sharded(leaves):
+                raise TypeError(
+                    "sam() takes the norm of each micro-batch's gradient, and of sharded params there is only that of "
+                    "all processes together: leave it out, or do not shard the params"
+                )
             gradients, _ = flatten(grads)
             away = _offset(leaves, gradients, rho, eta if adaptive else None)
             with _noise(key):

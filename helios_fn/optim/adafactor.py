@@ -68,6 +68,7 @@ class AdafactorRule(Rule):
     """The update of Adafactor."""
 
     name: ClassVar[str] = "adafactor"
+    elementwise: ClassVar[bool] = False
     beta2_decay: Scalar
     eps: tuple[float | None, float]
     d: Scalar

@@ -8,6 +8,7 @@ import math
 import torch
 from torch.nn.utils import get_total_norm
 
+from ..dtensors import any_sharded, around, is_replicated, local, mesh_of, over_ranks
 from ..tracing import by_formula
 from .base import Transform
 from .checks import positive
@@ -21,6 +22,8 @@ def clip_by_global_norm(max_norm: float) -> Transform:
     tensors' norms, in the dtype of the gradients. These are the bits of ``torch.nn.utils.clip_grad_norm_`` over
     the same tensors in the same (canonical) order. Nothing is hidden: if a gradient is not finite, neither is
     the result. Gradients on the CPU whose norm is clearly below ``max_norm`` are returned themselves.
+
+    Of sharded gradients the norm is that of all shards, accumulated in float64: it agrees to rounding.
 
     Inside `every` the accumulated mean is clipped, before it each call's gradients are.
 
@@ -47,6 +50,10 @@ def clip_by_value(limit: float) -> Transform:
 
 
 def _by_global_norm(leaves: Leaves, *, max_norm: float) -> Leaves:
+    if any_sharded(leaves):
+        parts = [local(leaf) for leaf in leaves]
+        scaled = _scaled(parts, _factor(_norm_over_ranks(leaves, parts), max_norm))
+        return [around(part, leaf) for part, leaf in zip(scaled, leaves, strict=True)]
     if by_formula(leaves):
         norms = [torch.linalg.vector_norm(leaf) for leaf in leaves]
         return _scaled(leaves, _factor(_joint(norms), max_norm))
@@ -57,6 +64,16 @@ def _by_global_norm(leaves: Leaves, *, max_norm: float) -> Leaves:
         return leaves
     # Elsewhere clamped on the device: no test of the norm on the host.
     return list(torch._foreach_mul(leaves, _factor(_joint(norms), max_norm)))
+
+
+def _norm_over_ranks(leaves: Leaves, parts: Leaves) -> torch.Tensor:
+    """The joint norm of sharded leaves from the parts that the processes hold, the same bits on each of them."""
+    device = parts[0].device
+    norms = [torch.linalg.vector_norm(part).to(device, torch.float64) for part in parts]
+    squares = torch.stack(norms).square()
+    replicated = torch.tensor([is_replicated(leaf) for leaf in leaves], device=device)
+    everywhere, here = squares[replicated].sum(), squares[~replicated].sum()
+    return (everywhere + over_ranks(mesh_of(leaves), here.view(1)).sum()).sqrt()
 
 
 def _joint(norms: Leaves) -> torch.Tensor:
@@ -78,6 +95,9 @@ def _scaled(leaves: Leaves, factor: torch.Tensor) -> Leaves:
 
 
 def _by_value(leaves: Leaves, *, limit: float) -> Leaves:
+    if any_sharded(leaves):
+        clamped = _by_value([local(leaf) for leaf in leaves], limit=limit)
+        return [around(part, leaf) for part, leaf in zip(clamped, leaves, strict=True)]
     if by_formula(leaves):
         return [leaf.clamp(-limit, limit) for leaf in leaves]
     clamped = list(torch._foreach_clamp_min(leaves, -limit))

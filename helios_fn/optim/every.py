@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import accumulate, tree
+from ..dtensors import any_sharded, around, local
 from ..tracing import by_formula, is_traced, stored
 from ..types import Tree
 from .base import Optimizer, Transform, hint
 from .checks import whole
 from .formulas import at, double, pick
 from .layout import Known, survey
-from .tensors import check_like, clone, leaves_like, updatable_leaves
+from .tensors import check_like, check_shards, clone, leaves_like, updatable_leaves
 from .text import brief
 
 
@@ -66,7 +67,7 @@ class _Every:
     known: Known = dataclasses.field(default_factory=Known, compare=False)
 
     def init(self, params: Tree) -> EveryState:
-        leaves, treespec = updatable_leaves(params)
+        leaves, treespec = updatable_leaves(params, sharded=True)
         return _empty(self.optimizer.init(params), tree.unflatten(treespec, accumulate.zeros(leaves)))
 
     def update(
@@ -74,7 +75,10 @@ class _Every:
     ) -> tuple[Tree, EveryState]:
         if is_traced():
             return self._selected(grads, state, params, weight, donate)
-        leaves, treespec, gradients = self._checked(grads, params)
+        checked = self._checked(grads, params)
+        if checked is None:
+            return self._sharded(grads, state, params, weight, donate)
+        leaves, treespec, gradients = checked
         weight = _checked_weight(weight)
         if self.m == 1:
             # Nothing to average, and w * g / w would not give g's bits back.
@@ -130,11 +134,31 @@ class _Every:
         params, *fields = tree.with_tensors(old, found)
         return params, EveryState(*fields)
 
-    def _checked(self, grads: Tree, params: Tree) -> tuple[list[torch.Tensor], Any, list[torch.Tensor]]:
-        """The leaves of ``params``, their structure, and the gradients for them, laid out in memory like them."""
+    def _sharded(
+        self, grads: Tree, state: EveryState, params: Tree, weight: Any, donate: bool
+    ) -> tuple[Tree, EveryState]:
+        """The same of the parts that this process holds; the inner optimiser gets sharded trees as ever."""
+        check_shards(grads, params)
+
+        def update(mean: Tree, inner: Tree, _: Tree, **given: Any) -> tuple[Tree, Tree]:
+            return self.optimizer.update(tree.map(around, mean, params), inner, params, **given)
+
+        parts = _Every(self.m, self.optimizer._replace(update=update), self.known)
+        held, mine = tree.map(local, params), state._replace(pending=tree.map(local, state.pending))
+        new, after = parts.update(tree.map(local, grads), mine, held, weight=weight, donate=donate)
+        pending = tree.map(around, after.pending, params)
+        return params if new is held else new, after._replace(pending=pending)
+
+    def _checked(self, grads: Tree, params: Tree) -> tuple[list[torch.Tensor], Any, list[torch.Tensor]] | None:
+        """The leaves of ``params``, their structure, and the gradients for them, laid out in memory like them.
+
+        ``None`` if some are sharded.
+        """
         seen = self.known.recall(params, (), grads)
         if seen is None:
             leaves, treespec = tree.flatten(params)
+            if any_sharded(leaves):
+                return None
             gradients = leaves_like(grads, params, treespec)
             check_like("grads", gradients, leaves, lambda: tree.paths(params))
             if by_formula((*leaves, *gradients)):

@@ -79,7 +79,7 @@ class _Groups:
     known: list[tuple[Any, Members]] = dataclasses.field(default_factory=list, compare=False)
 
     def init(self, params: Tree) -> GroupsState:
-        leaves, _ = updatable_leaves(params)
+        leaves, _ = updatable_leaves(params, sharded=True)
         names = [name_of(path) for path in tree.paths(params)]
         members = self._members(params)
         for pattern in self.patterns:

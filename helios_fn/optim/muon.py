@@ -74,6 +74,7 @@ class MuonRule(Rule):
     """The update of Muon. Derivatives pass the rounding to bfloat16 as if it were not there."""
 
     name: ClassVar[str] = "muon"
+    elementwise: ClassVar[bool] = False
     weight_decay: Scalar
     momentum: Scalar
     nesterov: bool

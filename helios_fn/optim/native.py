@@ -19,6 +19,7 @@ import torch
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from .. import tree
+from ..dtensors import any_sharded, around, local
 from ..tracing import by_formula, is_traced
 from ..types import Tree
 from .base import Optimizer
@@ -26,7 +27,7 @@ from .formulated import formulated
 from .layout import Group, Known, Layout, survey
 from .rule import Rule
 from .schedules.base import last_rate, rate_at
-from .tensors import at, check_like, leaves_like, placed, updatable_leaves
+from .tensors import at, check_like, check_shards, leaves_like, placed, updatable_leaves
 
 
 class NativeState(NamedTuple):
@@ -51,7 +52,7 @@ class Native:
 
     def init(self, params: Tree) -> NativeState:
         """See `Optimizer`."""
-        leaves, treespec = updatable_leaves(params)
+        leaves, treespec = updatable_leaves(params, sharded=self.rule.elementwise)
         for path, leaf in tree.items(params):
             refusal = _unfused(self.rule, leaf) or self.rule.refusal(leaf)
             if refusal:
@@ -75,6 +76,8 @@ class Native:
         if seen is None:
             if by_formula(tree.leaves((params, state.slots, grads))):
                 return _formulated(rule, grads, state, params, donate)
+            if any_sharded(tree.leaves(params)):
+                return self._sharded(rule, grads, state, params, donate)
             seen = self.known.keep(_surveyed(rule, params, state, grads), params, state.slots, grads)
         # From here on nothing can be recorded by autograd: no tensor requires gradients, or recording is off.
         layout, size, count = seen.layout, len(seen.leaves), int(state.count)
@@ -85,6 +88,16 @@ class Native:
             rule.apply(*group.parts(own, gradients), count=count, lr=lr)
         advanced = state.count.add_(1) if donate else state.count + 1
         return seen.treespec.unflatten(own[:size]), NativeState(advanced, seen.memory_spec.unflatten(own[size:]))
+
+    def _sharded(
+        self, rule: Rule, grads: Tree, state: NativeState, params: Tree, donate: bool
+    ) -> tuple[Tree, NativeState]:
+        """The same update of the parts that this process holds."""
+        check_shards(grads, params)
+        held, slots = (tree.map(local, part) for part in (params, state.slots))
+        new, after = self.updated(rule, tree.map(local, grads), NativeState(state.count, slots), held, donate=donate)
+        params = tree.map(around, new, params)
+        return params, NativeState(after.count, tree.map(around, after.slots, state.slots))
 
     def count(self, state: NativeState) -> int | torch.Tensor:
         """See `Optimizer`."""

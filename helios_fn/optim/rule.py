@@ -33,6 +33,7 @@ class Rule:
     """One algorithm. The fields are the arguments of the function that makes it, in their order."""
 
     name: ClassVar[str]
+    elementwise: ClassVar[bool] = True  # whether the update of an element depends on no other
     lr: Rate
 
     def names(self, param: Tensor) -> tuple[str, ...]:

@@ -8,7 +8,9 @@ from typing import Any
 import optree
 import torch
 
+from .. import dtensors as shards
 from .. import tree
+from ..dtensors import is_sharded
 from ..types import Tree
 
 _foreach_clone = getattr(torch, "_foreach_clone", None)
@@ -21,11 +23,11 @@ def clone(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in tensors]
 
 
-def updatable_leaves(params: Tree) -> tuple[list[torch.Tensor], optree.PyTreeSpec]:
-    """The leaves of ``params`` and its structure.
+def updatable_leaves(params: Tree, *, sharded: bool = False) -> tuple[list[torch.Tensor], optree.PyTreeSpec]:
+    """The leaves of ``params`` and its structure; whoever asks says whether they may be ``sharded``.
 
     Raises:
-        TypeError: a leaf is not a dense floating or complex tensor.
+        TypeError: a leaf is not a dense floating or complex tensor, or is sharded and may not be.
     """
     for path, leaf in tree.items(params):
         if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
@@ -35,7 +37,23 @@ def updatable_leaves(params: Tree) -> tuple[list[torch.Tensor], optree.PyTreeSpe
             )
         if leaf.layout is not torch.strided:
             raise TypeError(f"{at('params', path)} is sparse ({leaf.layout}): optimisers need dense tensors")
+        if not sharded:
+            check_unsharded(path, leaf)
     return tree.flatten(params)
+
+
+def check_unsharded(path: str, leaf: Any) -> None:
+    """Refuse a sharded parameter.
+
+    Raises:
+        TypeError: it is one.
+    """
+    if is_sharded(leaf):
+        raise TypeError(
+            f"{at('params', path)} is sharded (a DTensor), and this needs whole tensors. For sharded params there are "
+            "adamw, adam, sgd, rmsprop and lion, groups, every, tunable and skip_non_finite of them, and before them "
+            "clip_by_global_norm, clip_by_value and add_decayed_weights"
+        )
 
 
 def leaves_like(grads: Tree, params: Tree, treespec: optree.PyTreeSpec) -> list[Any]:
@@ -63,6 +81,22 @@ def check_like(
         dense = isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided
         if not dense or (leaf.shape, leaf.dtype, leaf.device) != (like.shape, like.dtype, like.device):
             raise ValueError(f"{at(what, paths()[i])} is {placed(leaf)} but its parameter is {placed(like)}")
+
+
+def check_shards(grads: Tree, params: Tree) -> None:
+    """Check that gradients are cut into the same pieces as their parameters.
+
+    Raises:
+        ValueError: one is not, or is no tree like the params.
+    """
+    leaves, treespec = tree.flatten(params)
+    rows = zip(tree.paths(params), leaves_like(grads, params, treespec), leaves, strict=True)
+    for path, grad, leaf in rows:
+        pieces = [shards.placed(each)[:2] if is_sharded(each) else None for each in (grad, leaf)]
+        if pieces[0] != pieces[1]:
+            raise ValueError(
+                f"{at('grads', path)} is cut into other pieces than its parameter: {pieces[0]} instead of {pieces[1]}"
+            )
 
 
 def placed(leaf: Any) -> str:

@@ -28,6 +28,7 @@ def loaded(changes: str) -> str:
     )
 
 
+SHARDED = ("tests/world/test_sharded.py",)
 POWER = ("tests/crash/test_power_loss.py",)
 FOLDER = "helios_fn/driver/folder.py"
 LEFTOVERS = "helios_fn/checkpoint/leftovers.py"
@@ -370,5 +371,47 @@ FAULTS = [
         "known == value != 0 and made._version == 0",
         "known != 0 and made._version == 0",
         ("tests/unit/test_step.py",),
+    ),
+    Fault(
+        "sharded_gradients_not_weighted", "helios_fn/nn/shards.py",
+        "    if index is not None:\n", "    if index is not None and index < 0:\n",
+        SHARDED,
+    ),
+    Fault(
+        "norm_of_one_processes_shards", "helios_fn/optim/clip.py",
+        "everywhere + over_ranks(mesh_of(leaves), here.view(1)).sum()", "everywhere + here.sum()",
+        SHARDED,
+    ),
+    Fault(
+        "replicated_leaves_counted_by_each_process", "helios_fn/dtensors.py",
+        "    return not is_sharded(leaf) or all(placement.is_replicate() for placement in leaf.placements)\n",
+        "    return not is_sharded(leaf)\n",
+        SHARDED,
+    ),
+    Fault(
+        "finite_in_one_process", "helios_fn/finiteness.py",
+        "    everybody = over_ranks(mesh_of(leaves), mine.view(1)).bool().all()\n", "    everybody = mine.bool()\n",
+        SHARDED,
+    ),
+    Fault(
+        "gathering_without_an_anchor", "helios_fn/distributed/gradients.py",
+        "        if anchor.requires_grad:\n", "        if anchor.requires_grad and not leaves:\n",
+        SHARDED,
+    ),
+    Fault(
+        "shards_summed_from_left_to_right", "helios_fn/distributed/gathering.py",
+        "        terms = pairs + terms[2 * len(pairs) :]\n",
+        "        terms = [terms[0] + terms[1], *terms[2:]]\n",
+        SHARDED,
+    ),
+    Fault(
+        "kept_shards_given_away", "helios_fn/driver/donation.py",
+        "    return local(leaf).untyped_storage()", "    return leaf.untyped_storage()",
+        SHARDED,
+    ),
+    Fault(
+        "parts_of_others_may_change_while_they_are_saved", "helios_fn/checkpoint/sharded_writer.py",
+        "        self._written()\n", "",
+        ("tests/world/test_sharded_checkpoints.py",),
     ),
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from ... import tree
 from ...types import Tree
 from ..base import Transform
 from ..checks import positive
+from ..tensors import check_unsharded
 from ..text import call
 
 
@@ -40,6 +41,8 @@ class _AdaptiveClip:
     flatten: tree.Flattener = dataclasses.field(default_factory=tree.Flattener, compare=False)
 
     def init(self, params: Tree) -> Tree:
+        for path, leaf in tree.items(params):
+            check_unsharded(path, leaf)
         return ()
 
     def update(self, grads: Tree, state: Tree, params: Tree, *, weight: Any = 1.0) -> tuple[Tree, Tree]:

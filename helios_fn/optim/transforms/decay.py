@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ... import tree
+from ...dtensors import any_sharded, around, local
 from ...tracing import by_formula
 from ...types import Tree
 from ..base import Transform
@@ -60,6 +61,9 @@ class _Decay:
         return tree.unflatten(treespec, found), state
 
     def _decayed(self, grads: list[torch.Tensor], params: list[torch.Tensor]) -> list[torch.Tensor]:
+        if any_sharded(grads):
+            parts = self._decayed([local(leaf) for leaf in grads], [local(leaf) for leaf in params])
+            return [around(part, leaf) for part, leaf in zip(parts, grads, strict=True)]
         if by_formula([*grads, *params]):
             return [torch.add(g, p, alpha=self.weight_decay) for g, p in zip(grads, params, strict=True)]
         return list(torch._foreach_add(grads, params, alpha=self.weight_decay)) if grads else grads
