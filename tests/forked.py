@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 # The server never computed anything, so that its forks are as good as new. One list for all tests: there is one server.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -29,7 +31,7 @@ class Script:
         self._said = cwd / f"{len(list(cwd.glob('*.stdout')))}.stdout"
         self._said.touch()
         words = [str(file), *map(str, arguments)]
-        self.process = CONTEXT.Process(target=_run, args=(words, str(cwd), str(self._said)))
+        self.process = CONTEXT.Process(target=_run_file, args=(words, str(cwd), str(self._said)))
         self.process.start()
 
     def lines(self) -> list[str]:
@@ -39,14 +41,37 @@ class Script:
         return self._said.read_text().splitlines()
 
 
-def _run(words: list[str], cwd: str, said: str) -> None:
+def run(command: list[str], *, stdout: BinaryIO, env: dict[str, str], **_: object) -> subprocess.CompletedProcess:
+    """What ``subprocess.run`` does with ``[sys.executable, "-m", module, *arguments]``, errors going to ``stdout``."""
+    _, dash_m, *words = command
+    assert dash_m == "-m"
+    process = CONTEXT.Process(target=_run_module, args=(words, stdout.name, env))
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess(command, process.exitcode)
+
+
+def _run_file(words: list[str], cwd: str, said: str) -> None:
+    _begin(words, said, str(Path(said).with_suffix(".stderr")))
     os.chdir(cwd)
-    for stream, path in ((sys.stdout, said), (sys.stderr, Path(said).with_suffix(".stderr"))):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, stream.fileno())
-        os.close(file)
-    multiprocessing.set_start_method("fork", force=True)  # as in a program started by hand
     warnings.simplefilter("error", UserWarning)
-    sys.argv = words
     sys.path[0] = str(Path(words[0]).parent)
     runpy.run_path(words[0], run_name="__main__")
+
+
+def _run_module(words: list[str], said: str, env: dict[str, str]) -> None:
+    _begin(words, said, said)
+    os.environ.update(env)
+    sys.path[:] = env["PYTHONPATH"].split(os.pathsep)
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+def _begin(words: list[str], out: str, err: str) -> None:
+    """Become like a program started by hand: a command line, files to write to, workers that are forks."""
+    for stream, path in ((sys.stdout, out), (sys.stderr, err)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, stream.fileno())
+        os.close(file)
+    multiprocessing.set_start_method("fork", force=True)
+    sys.argv = words
