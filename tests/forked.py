@@ -11,6 +11,8 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
+
 # The server never computed anything, so that its forks are as good as new. One list for all tests: there is one server.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -74,4 +76,5 @@ def _begin(words: list[str], out: str, err: str) -> None:
         os.dup2(file, stream.fileno())
         os.close(file)
     multiprocessing.set_start_method("fork", force=True)
+    torch.set_num_threads(1)  # as everywhere in the tests: threads without a core of their own cost ten times the time
     sys.argv = words
