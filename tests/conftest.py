@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
+from multiprocessing import forkserver
 
 import pytest
 import torch
@@ -30,6 +32,12 @@ if os.access("/dev/shm", os.W_OK):
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the server that processes fork from begin its imports, while other tests run."""
+    if "tests.forked" in sys.modules and not session.config.option.collectonly:
+        forkserver.ensure_running()
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -14,11 +14,12 @@ from ..patterns import Chooser
 from ..types import Tree
 from .assembly import sharded_as
 from .contents import by_name, open_contents
-from .leaves import Leaf
+from .leaves import DTYPES, Leaf, TensorSpec
 from .structure import Mismatch, expected_leaf
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str] | None
 _SHOWN = 8
+_PACKED = {"torch.float4_e2m1fn_x2"}  # two numbers in a byte: torch converts them to nothing else
 
 
 class Report(NamedTuple):
@@ -34,6 +35,7 @@ class Report(NamedTuple):
         unchosen: leaves of the template that the checkpoint has, but ``only`` left out.
         missing: leaves of the template that the checkpoint does not have.
         unused: leaves of the checkpoint that went nowhere, by their names there.
+        cast: those of ``loaded`` that were converted, and the dtypes that they have in the checkpoint.
     """
 
     path: Path
@@ -42,12 +44,14 @@ class Report(NamedTuple):
     unchosen: tuple[str, ...]
     missing: tuple[str, ...]
     unused: tuple[str, ...]
+    cast: Mapping[str, str]
 
     def __str__(self) -> str:
         lines = [f"restored from {self.path}"]
         loaded = [name if name == source else f"{name} (of {source})" for name, source in self.loaded.items()]
         for names, words in (
             (loaded, "loaded"),
+            ([f"{name} (was {dtype})" for name, dtype in self.cast.items()], "of them cast"),
             (self.missing, "kept, for the checkpoint has nothing of the name"),
             (self.unchosen, "kept, for they were not chosen"),
             (self.unused, "of the checkpoint not used"),
@@ -74,13 +78,14 @@ def restore(
     only: str | Sequence[str] | None = None,
     rename: Rename = None,
     strict: bool = True,
+    cast: bool = False,
 ) -> Restored:
     """Put parts of a checkpoint into a tree of whatever structure, such as a trained body under a new head.
 
     Leaves meet by name: the path with dots, such as ``params.0.weight`` in a `TrainState`, or ``0.weight``
     in what `helios_fn.functional` returns and in an exported file. A leaf is taken if both sides have the
-    same type, dtype and shape. All others stay the template's own, and containers always are. Every byte
-    of a checkpoint is checked; a plain safetensors file has nothing to be checked against.
+    same type, dtype (unless ``cast``) and shape. All others stay the template's own, and containers always
+    are. Every byte of a checkpoint is checked; a plain safetensors file has nothing to be checked against.
 
     Args:
         path: a checkpoint's folder, or a file that ends in ``.safetensors``.
@@ -90,6 +95,9 @@ def restore(
         rename: the names of the chosen leaves to those in the template: subtrees to subtrees, as in
             ``{"averages": "params"}`` (``""`` is the whole tree; the longest counts), or a function.
         strict: each chosen leaf must find its place. Otherwise what fits is taken, and the report tells.
+        cast: convert floating tensors to the floating dtypes of the template's, and complex to complex, as torch's
+            ``load_state_dict`` does; a converted tensor shares memory with no other. Whole numbers and truth values are
+            never converted.
 
     Returns:
         The new tree, with tensors in fresh memory on the devices of the template's; and the `Report`.
@@ -109,26 +117,45 @@ def restore(
     template = dict(zip(by_name(tree.paths(like), "in the template"), leaves, strict=True))
 
     specs = {name: stored[path] for name, path in sources.items()}
-    report = _match(contents.path, specs, renamed, template)
+    report = _match(contents.path, specs, renamed, template, cast)
     if strict:
-        _insist_on_all(report, [name for name in renamed if name not in template], template)
+        castable = any(_cast_from(specs[renamed[each.path]], template[each.path]) for each in report.misfits)
+        _insist_on_all(report, [name for name in renamed if name not in template], template, castable)
     if not report.loaded:
         raise ValueError(f"nothing in {contents.path} has a place in the template and fits it:\n{report}")
     origin = {name: sources[source] for name, source in report.loaded.items()}
     values = contents.values({path: _device(template[name]) for name, path in origin.items()})
+    for name in report.cast:
+        values[origin[name]] = values[origin[name]].to(template[name].dtype)
     new = [sharded_as(values[origin[name]], leaf) if name in origin else leaf for name, leaf in template.items()]
     return Restored(tree.unflatten(treespec, new), report)
 
 
-def _match(path: Path, stored: Mapping[str, Leaf], renamed: Mapping[str, str], template: Mapping[str, Any]) -> Report:
+def _cast_from(saved: Leaf, leaf: Any) -> str | None:
+    """The dtype of a stored leaf, if that is all in which it differs from a template's, and it can be converted."""
+    if not isinstance(saved, TensorSpec) or not isinstance(leaf, torch.Tensor) or saved.shape != tuple(leaf.shape):
+        return None
+    dtypes = DTYPES[saved.dtype], leaf.dtype
+    if dtypes[0] == dtypes[1] or not _PACKED.isdisjoint(map(str, dtypes)):
+        return None
+    alike = all(dtype.is_floating_point for dtype in dtypes) or all(dtype.is_complex for dtype in dtypes)
+    return saved.dtype if alike else None
+
+
+def _match(
+    path: Path, stored: Mapping[str, Leaf], renamed: Mapping[str, str], template: Mapping[str, Any], cast: bool
+) -> Report:
     """What becomes of each leaf, by what the chosen ones are called in the template."""
     loaded: dict[str, str] = {}
+    converted: dict[str, str] = {}
     misfits: list[Mismatch] = []
     for name, source in renamed.items():
         if name in template:
             found, expected = str(stored[source]), str(expected_leaf("", template[name]))
             if found == expected:
                 loaded[name] = source
+            elif cast and (dtype := _cast_from(stored[source], template[name])):
+                loaded[name], converted[name] = source, dtype
             else:
                 misfits.append(Mismatch(name, found, expected))
     kept = [name for name in template if name not in renamed]
@@ -140,6 +167,7 @@ def _match(path: Path, stored: Mapping[str, Leaf], renamed: Mapping[str, str], t
         unchosen=tuple(name for name in kept if name in stored),
         missing=tuple(name for name in kept if name not in stored),
         unused=tuple(source for source in stored if source not in at_home),
+        cast=converted,
     )
 
 
@@ -193,14 +221,15 @@ def _moved(name: str, rename: Mapping[str, str]) -> str:
     return ".".join(part for part in (rename[old], rest) if part)
 
 
-def _insist_on_all(report: Report, homeless: Sequence[str], template: Mapping[str, Any]) -> None:
+def _insist_on_all(report: Report, homeless: Sequence[str], template: Mapping[str, Any], castable: bool) -> None:
     lines = [f"  {_in_words(misfit)}" for misfit in report.misfits]
     lines += [f"  {name}: has no place in the template{_hint(name, template)}" for name in homeless]
     if lines:
         shown = lines[:_SHOWN] + ([f"  ... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])
         raise ValueError(
             f"not all that was chosen of {report.path} can be loaded; leave it out with a pattern in only "
-            "('!head.*'), rename it, or set strict=False to take what fits:\n" + "\n".join(shown)
+            f"('!head.*'), rename it, {'set cast=True to convert dtypes, ' if castable else ''}"
+            "or set strict=False to take what fits:\n" + "\n".join(shown)
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,20 +23,32 @@ _SLOT = b'"value":null'
 
 
 class Snapshot(NamedTuple):
-    """A tree ready to be written: the two files' content, the tensors' by reference."""
+    """A tree ready to be written: the two files' content, the tensors' by reference.
+
+    Attributes:
+        state: the content of ``state.json``.
+        start: the tensor file's header.
+        tensors: all tensors, in the order of the layout's numbers.
+        layout: the numbers of the tensors that look at a range of bytes, its extent, and which tensor fills it.
+    """
 
     state: bytes
     start: bytes
-    ranges: tuple[storages.Range, ...]
+    tensors: tuple[torch.Tensor, ...]
+    layout: tuple[tuple[tuple[int, ...], storages.Extent, int | None], ...]
 
     @property
     def size(self) -> int:
         """The length of the tensor file in bytes."""
-        return len(self.start) + sum(found.size for found in self.ranges)
+        return len(self.start) + sum(extent.stop - extent.start for _, extent, _ in self.layout)
 
     def tensor_chunks(self) -> Iterator[bytes | memoryview]:
         """The bytes of the tensor file, one range in memory at a time where ranges have to be copied."""
-        return joined(itertools.chain([self.start], (storages.content(found) for found in self.ranges)))
+        return joined(itertools.chain([self.start], map(storages.content, self._ranges())))
+
+    def _ranges(self) -> Iterator[storages.Range]:
+        for numbers, extent, whole in self.layout:
+            yield storages.Range(tuple((number, self.tensors[number]) for number in numbers), extent, whole)
 
     def files(self) -> dict[str, FileEntry]:
         """What the manifest would say of the files, without writing them."""
@@ -83,11 +95,7 @@ class Snapshots:
             state += b'"value":' + canonical.dump(scalar_to_json(scalar)).rstrip() + after
         if len(state) > MAX_STATE_SIZE:
             raise ValueError(f"the state's structure takes {len(state)} bytes; at most {MAX_STATE_SIZE} are possible")
-        ranges = (
-            storages.Range(tuple((number, found.tensors[number]) for number in numbers), extent, whole)
-            for numbers, extent, whole in layout.ranges
-        )
-        return Snapshot(bytes(state), layout.start, tuple(ranges))
+        return Snapshot(bytes(state), layout.start, tuple(found.tensors), layout.ranges)
 
 
 def snapshot(tree: Tree) -> Snapshot:
@@ -102,23 +110,34 @@ def _survey(tree: Tree) -> _Survey:
     storage_numbers: dict[int, int] = {}
 
     def visit(node: Any) -> None:
-        opened = structure.open_node(node)
-        if opened is not None:
-            # Of dict keys, True equals 1 and is written otherwise.
-            keys = tuple(key if type(key) is str else (type(key), repr(key)) for key in opened.keys)
-            signature.append((opened.kind, opened.name, keys, len(opened.children)))
-            for child in opened.children.values():
-                visit(child)
-        elif isinstance(node, torch.Tensor):
+        kind = type(node)
+        if isinstance(node, torch.Tensor):
             storage = storage_numbers.setdefault(node.untyped_storage()._cdata, len(storage_numbers))
             signature.append((node.dtype, node.shape, node.stride(), node.storage_offset(), storage))
             tensors.append(node)
+        elif kind is dict:  # most of a state; like the next, quicker to walk through than to take apart
+            signature.append((dict, _exact(node)))
+            for child in node.values():
+                visit(child)
+        elif kind is tuple or kind is list:
+            signature.append((kind, len(node)))
+            for child in node:
+                visit(child)
+        elif (opened := structure.open_node(node)) is not None:
+            signature.append((opened.kind, opened.name, _exact(opened.keys), len(opened.children)))
+            for child in opened.children.values():
+                visit(child)
         else:
-            signature.append(type(node))
-            scalars.append(Scalar(type(node).__name__, node))
+            signature.append(kind)
+            scalars.append(Scalar(kind.__name__, node))
 
     visit(tree)
     return _Survey(tuple(signature), tensors, scalars)
+
+
+def _exact(keys: Iterable[Any]) -> tuple[Any, ...]:
+    """Keys that are equal only where they are written alike: of dict keys, True equals 1 and is not."""
+    return tuple(key if type(key) is str else (type(key), repr(key)) for key in keys)
 
 
 def _lay_out(tree: Tree, tensors: list[torch.Tensor]) -> _Layout:

@@ -9,6 +9,7 @@ from typing import Any
 from ..checkpoint import Checkpoint
 from ..checkpoint.manifest import FORMAT
 from ..checkpoint.migrate import migrate
+from ..checkpoint.superseded import superseded
 from ..errors import CheckpointError, ResumeRefused
 from .places import found_in, root
 from .text import one_line, plural, shown
@@ -20,7 +21,7 @@ def add(commands: Any) -> None:
         "migrate",
         help="write checkpoints of older formats anew",
         description="Write the checkpoints of a root that are in an older format into a new root, in the present one. "
-        "The old ones stay as they are.",
+        "The old ones stay as they are, and so does what is in ROOT/superseded and ROOT/damaged.",
     )
     parser.add_argument("root", metavar="ROOT", type=root, help="the folder of a run")
     parser.add_argument("--into", metavar="NEW", type=Path, help="the root to make (default: ROOT-migrated)")
@@ -38,9 +39,18 @@ def run(options: argparse.Namespace) -> int:
         current = [entry for entry in found if isinstance(entry, Checkpoint)]
         where = f"{plural(len(current), 'checkpoint')} in {shown(str(options.root))}"
         print(f"nothing needs migrating: {where}, all in format {FORMAT}")
+        _tell_superseded(options.root)
         return 1 if len(current) < len(found) else 0
     done = migrate(options.root, options.into)
     for old, new, number, problem in done:
         became = f"passed over: {one_line(problem)}" if new is None else f"from format {number} to {FORMAT}: {new}"
         print(shown(f"{old.name} {became}"))
+    _tell_superseded(options.root)
     return 1 if any(each.new is None for each in done) else 0
+
+
+def _tell_superseded(root: Path) -> None:
+    aside = superseded(root)
+    if aside:
+        count = plural(sum(entry.checkpoints for entry in aside), "checkpoint")
+        print(f"not looked at: {count} in superseded; migrate {shown(str(aside[-1].path))} is about the last of them")

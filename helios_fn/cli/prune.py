@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import OS, Checkpoint, Store
+from ..checkpoint import OS, Checkpoint, Lock, Store
 from ..checkpoint.pruning import Plan, plan
 from ..checkpoint.retention import metrics_of
+from ..checkpoint.superseded import Superseded, remove_superseded, superseded
 from ..config import Retention
 from ..errors import CheckpointError
 from .places import found_in, root
@@ -21,7 +22,8 @@ def add(commands: Any) -> None:
         "prune",
         help="remove checkpoints that a policy does not keep",
         description="Show which checkpoints helios_fn.Retention would keep and, with --delete, remove the others. The "
-        "two newest valid ones always stay, and so does what is damaged. Nothing is removed while a run uses the root.",
+        "two newest valid ones always stay, and so does what is damaged. With --superseded, the same for what resumes "
+        "from older checkpoints moved aside. Nothing is removed while a run uses the root.",
     )
     parser.add_argument("root", metavar="ROOT", type=root, help="the folder of a run")
     parser.add_argument("--last", type=int, metavar="K", help="keep the K newest")
@@ -29,6 +31,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--monitor", metavar="NAME", help="the validation metric to go by")
     parser.add_argument("--mode", choices=["min", "max"], default="min", help="which is better (default: min)")
     parser.add_argument("--every", type=int, metavar="N", help="keep the first after each multiple of N iterations")
+    parser.add_argument("--superseded", action="store_true", help="also, or only, all that is in ROOT/superseded")
     parser.add_argument("--name", metavar="RUN", help="the name of the run, where the root holds several")
     acting = parser.add_mutually_exclusive_group()
     acting.add_argument("--delete", action="store_true", help="remove them")
@@ -38,35 +41,67 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Show the plan, and carry it out where that is asked for."""
-    if options.last is None and options.every is None and not options.best:
-        parser.error("give a rule: --last, --best or --every")
-    try:
-        policy = Retention(options.last, options.best, options.monitor, options.mode, options.every)
-    except ValueError as error:
-        parser.error(str(error).replace("Retention.", "--"))
+    has_rule = options.last is not None or options.every is not None or options.best
+    if not has_rule and not options.superseded:
+        parser.error("give a rule: --last, --best or --every; or --superseded")
+    if has_rule:
+        try:
+            policy = Retention(options.last, options.best, options.monitor, options.mode, options.every)
+        except ValueError as error:
+            parser.error(str(error).replace("Retention.", "--"))
+        _prune(options, policy)
+    aside = superseded(options.root)
+    if options.superseded and options.delete:
+        _delete_superseded(options.root)
+    elif options.superseded:
+        lines_out(f"goes  {_contents(entry)}" for entry in aside)
+        print(_superseded("would be removed", aside) + ("; --delete removes them" if aside else ""))
+    elif aside:
+        print(f"{_superseded('stay', aside)}; --superseded is for them")
+    return 0
+
+
+def _prune(options: argparse.Namespace, policy: Retention) -> None:
     entries = [entry for _, entry in found_in(options.root) if isinstance(entry, Checkpoint)]
     name = _run_name(entries, options)
     if policy.monitor is not None and not any(policy.monitor in metrics_of(entry.record) for entry in entries):
         known = sorted({metric for entry in entries for metric in metrics_of(entry.record)})
         raise ValueError(f"no checkpoint has a metric {policy.monitor!r}; there are {', '.join(known) or 'none'}")
     if options.delete:
-        return _delete(options.root, name, policy)
+        _delete(options.root, name, policy)
+        return
     own = [entry for entry in reversed(entries) if entry.manifest.run == name]
     decided, _ = plan(OS, own, policy, {})
     _show(decided, policy)
     gone = list(decided.removed)
     print(f"{_summary('would be removed', gone)}; --delete removes them" if gone else "all stay")
-    return 0
 
 
-def _delete(path: Path, name: str, policy: Retention) -> int:
+def _delete_superseded(path: Path) -> None:
+    with Lock(path / "lock"):
+        aside = superseded(path)
+        for entry in aside:
+            remove_superseded(entry)
+            print(f"removed  {_contents(entry)}")
+    print(_superseded("removed", aside))
+
+
+def _contents(entry: Superseded) -> str:
+    return f"{shown(str(entry.path))}  {plural(entry.checkpoints, 'checkpoint')}, {size(entry.size)}"
+
+
+def _superseded(done: str, aside: list[Superseded]) -> str:
+    count, total = sum(entry.checkpoints for entry in aside), sum(entry.size for entry in aside)
+    return f"superseded: {plural(count, 'checkpoint')} {done}, {size(total)}" if aside else "superseded: nothing"
+
+
+def _delete(path: Path, name: str, policy: Retention) -> None:
     store = Store(path, name)
     with store.lock():
         entries = {entry.path: entry for entry in store.entries()}
         removed = [entries[path] for path in store.prune(policy)]
     lines_out(f"removed  {shown(str(entry.path))}" for entry in removed)
     print(_summary("removed", removed) if removed else "all stay")
-    return 0
 
 
 def _run_name(entries: list[Checkpoint], options: argparse.Namespace) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
 import os
 import signal
 import statistics
@@ -13,12 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..forked import CONTEXT
 from ..jobs import Case
 from . import child
-
-# Children fork from a server that has imported once what takes seconds, and never computed anything.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.crash.child", "torch._dynamo"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 import helios_fn as hf
 from helios_fn.checkpoint import FileSystem
 
+from ..forked import CONTEXT
 from ..jobs import Case, build
-from .processes import CONTEXT
 
 TOTAL = 24
 CASE = Case(total=TOTAL, samples=12, augment="torch", dropout=True, checkpoint_every=hf.Every(4, "iteration"))

@@ -93,7 +93,7 @@ def check_kept(error: hf.RunFailed, trap: Trap, *, given_away: bool) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@settings(max_examples=examples(8))
+@settings(max_examples=examples(6))
 @given(data=st.data())
 def test_an_error_anywhere_in_the_users_code_is_an_interruption(place: str, data: st.DataObject):
     """Wherever an iteration fails, its rows, validation and batches are those of a run that did not fail.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -9,49 +10,47 @@ from pathlib import Path
 
 import pytest
 
+from ..forked import Script
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(cwd: Path, name: str, *arguments: str) -> str:
-    command = [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(cwd: Path, name: str, *arguments: object) -> str:
+    """The last line that an example prints."""
+    return Script(EXAMPLES / name, *arguments, cwd=cwd).lines()[-1]
 
 
 def test_the_newcomers_script_is_at_most_twenty_lines_and_resumes(tmp_path):
     """The reference job fits on a slide, reports its progress, and running it again trains nothing more."""
     lines = [line for line in (EXAMPLES / "newcomer.py").read_text().splitlines() if line.strip()]
     assert len(lines) <= 20
-    run(tmp_path, "newcomer.py")
+    # Once as a newcomer would: in an interpreter of its own, which has imported nothing before.
+    command = [sys.executable, "-W", "error::UserWarning", str(EXAMPLES / "newcomer.py")]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
     checkpoints = sorted((tmp_path / "runs/newcomer/checkpoints").iterdir())
     assert len(checkpoints) == 4
     assert list((tmp_path / "runs/newcomer/logs").glob("*/tensorboard/*"))
-    run(tmp_path, "newcomer.py")
+    Script(EXAMPLES / "newcomer.py", cwd=tmp_path).lines()
     assert sorted((tmp_path / "runs/newcomer/checkpoints").iterdir()) == checkpoints
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"), [("transformer.py", ["--iterations", "16"]), ("gan.py", ["--epochs", "2"])]
-)
+@pytest.mark.parametrize(("name", "arguments"), [("transformer.py", ["--iterations", 16]), ("gan.py", ["--epochs", 2])])
 def test_an_example_that_is_stopped_goes_on_to_the_same_digest(tmp_path, name, arguments):
     """SIGTERM as soon as something has been logged; the same line again ends as if nothing had happened."""
-    command = [sys.executable, str(EXAMPLES / name), *arguments, "--root"]
-    quiet = {"cwd": tmp_path, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen([*command, "alone"], stdout=subprocess.PIPE, **quiet) as alone:
-        with subprocess.Popen([*command, "stopped"], stdout=subprocess.DEVNULL, **quiet) as stopped:
-            while stopped.poll() is None and not any(
-                log.stat().st_size for log in tmp_path.glob("stopped/logs/*/metrics.jsonl")
-            ):
-                time.sleep(0.01)
-            stopped.terminate()
-        digest = run(tmp_path, name, *arguments, "--root", "stopped").splitlines()[-1]
-        assert alone.stdout.read().splitlines()[-1] == digest
+    alone = Script(EXAMPLES / name, *arguments, "--root", "alone", cwd=tmp_path)
+    stopped = Script(EXAMPLES / name, *arguments, "--root", "stopped", cwd=tmp_path).process
+    while stopped.is_alive() and not any(log.stat().st_size for log in tmp_path.glob("stopped/logs/*/metrics.jsonl")):
+        time.sleep(0.01)
+    stopped.terminate()
+    stopped.join()
+    assert run(tmp_path, name, *arguments, "--root", "stopped") == alone.lines()[-1]
 
 
 def test_a_sweep_trains_all_its_members_and_names_the_best(tmp_path):
     """The last line tells the learning rate, from the middle of the range, and an accuracy worth having."""
-    words = run(tmp_path, "sweep.py", "--epochs", "2").splitlines()[-1].split()
+    words = run(tmp_path, "sweep.py", "--epochs", 2).split()
     rate, accuracy = float(words[3].removesuffix(":")), float(words[5])
     assert 1e-3 <= rate <= 1e-1
     assert accuracy > 0.8
@@ -59,7 +58,7 @@ def test_a_sweep_trains_all_its_members_and_names_the_best(tmp_path):
 
 def test_hypergradients_lower_the_loss_on_held_out_data(tmp_path):
     """The last line tells the loss before and after."""
-    words = run(tmp_path, "hypergradient.py", "--rounds", "4").splitlines()[-1].split()
+    words = run(tmp_path, "hypergradient.py", "--rounds", 4).split()
     assert words[:4] == ["held", "out", "loss", "fell"]
     assert float(words[7].removesuffix(";")) < 0.8 * float(words[5])
 

@@ -501,16 +501,18 @@ class TestWriter:
 
     def test_an_interpreter_that_exits_ends_what_was_begun(self, tmp_path):
         """And waits for nothing else: a loop that was never closed keeps nobody waiting."""
-        program = (
-            "import sys, time, pathlib\n"
-            "from helios_fn.checkpoint import Prepared, Writer\n"
+        program = (  # with the writer's module alone, which needs no torch: that would take seconds to import
+            "import sys, time, pathlib, importlib.util as util\n"
+            "spec = util.spec_from_file_location('writer', sys.argv[2])\n"
+            "sys.modules['writer'] = writer = util.module_from_spec(spec)\n"
+            "spec.loader.exec_module(writer)\n"
             "target = pathlib.Path(sys.argv[1])\n"
-            "idle, busy = Writer(), Writer()\n"
-            "idle.submit(Prepared(target, lambda: None)).wait()\n"
-            "busy.submit(Prepared(target, lambda: (time.sleep(0.2), target.write_text('whole'))))\n"
+            "idle, busy = writer.Writer(), writer.Writer()\n"
+            "idle.submit(writer.Prepared(target, lambda: None)).wait()\n"
+            "busy.submit(writer.Prepared(target, lambda: (time.sleep(0.2), target.write_text('whole'))))\n"
         )
-        environment = {**os.environ, "PYTHONPATH": str(Path(hf.__file__).parents[1])}
-        subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], check=True, timeout=60, env=environment)
+        module = sys.modules[Writer.__module__].__file__
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / "a"), module], check=True, timeout=60)
         assert (tmp_path / "a").read_text() == "whole"
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 import helios_fn as hf
 from helios_fn import tree
 from helios_fn.checkpoint import Store, export, open_contents
+from helios_fn.checkpoint.leaves import DTYPES
 from helios_fn.patterns import name_of
 
 from ..strategies import examples
@@ -146,6 +147,56 @@ class TestRestore:
         wide = {"params": {"head.bias": torch.zeros(2, dtype=torch.float64), "head.weight": 3}}
         with pytest.raises(ValueError, match=r"(?s)float32\[2\], expected float64\[2\].*float32\[2, 4\], expected int"):
             hf.restore(checkpoint, wide, only="params.head.*")
+
+    def test_dtypes_are_converted_on_request_and_the_report_says_which(self, tmp_path):
+        """Floating to floating and complex to complex, as torch converts them; numbers of another kind never."""
+        saved = {
+            "half": torch.rand(3).bfloat16(),
+            "same": torch.ones(2),
+            "count": torch.arange(2),
+            "z": torch.ones(1) * 1j,
+        }
+        path = Store(tmp_path, "run").save(saved, epoch=0, iteration=0, micro_step=0, record={})
+        like = {
+            "half": torch.zeros(3),
+            "same": torch.zeros(2),
+            "count": torch.zeros(2, dtype=torch.int64),
+            "z": torch.zeros(1, dtype=torch.complex128),
+        }
+        with pytest.raises(
+            ValueError, match=r"(?s)set cast=True to convert.*half: saved bfloat16\[3\], expected float32"
+        ):
+            hf.restore(path, like)
+        found, report = hf.restore(path, like, cast=True)
+        assert tree.equal(found, {**saved, "half": saved["half"].float(), "z": saved["z"].to(torch.complex128)})
+        assert report.cast == {"half": "bfloat16", "z": "complex64"}
+        assert "2 of them cast: half (was bfloat16), z (was complex64)" in str(report)
+        check_partition(report, like, path)
+        for dtype in (torch.float32, torch.int32, torch.bool):
+            other = {**like, "count": torch.zeros(2, dtype=dtype)}
+            with pytest.raises(ValueError, match=r"strict=False.*\n  count: saved int64\[2\], expected") as caught:
+                hf.restore(path, other, cast=True)
+            assert "cast=True" not in str(caught.value)
+            _, report = hf.restore(path, other, cast=True, strict=False)
+            assert [misfit.path for misfit in report.misfits] == ["count"]
+        with pytest.raises(ValueError, match=r"half: saved bfloat16\[3\], expected float32\[4\]"):
+            hf.restore(path, {**like, "half": torch.zeros(4)}, cast=True)
+
+    @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+    @pytest.mark.parametrize("saved", sorted(DTYPES))
+    def test_every_conversion_is_torchs_or_refused(self, tmp_path, saved):
+        """Between all dtypes: no other error, and no bit that `torch.Tensor.to` would not give."""
+        tensor = torch.tensor([1, 0, 1]).to(torch.uint8 if "x2" in saved else DTYPES[saved]).view(DTYPES[saved])
+        path = Store(tmp_path, "run").save({"a": tensor}, epoch=0, iteration=0, micro_step=0, record={})
+        for dtype in DTYPES.values():
+            like = {"a": torch.empty(3, dtype=dtype)}
+            try:
+                found, report = hf.restore(path, like, cast=True)
+            except ValueError:
+                assert not (tensor.dtype.is_floating_point and dtype.is_floating_point) or "x2" in f"{saved} {dtype}"
+            else:
+                assert tree.equal(found["a"], tensor.to(dtype))
+                assert bool(report.cast) == (dtype != tensor.dtype)
 
     @pytest.mark.parametrize(
         ("keywords", "message"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import json
 import math
 import struct
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from helios_fn import tree
 from helios_fn.checkpoint import FileSystem, Store
 from helios_fn.checkpoint.leaves import DTYPES
+from helios_fn.checkpoint.snapshot import Snapshots, snapshot
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
@@ -175,6 +177,24 @@ def test_saving_what_was_loaded_writes_the_same_files(tmp_path_factory: Any, sta
     _, again = save(there, store.load(store.at(path), state))
     for name in ("state.json", "tensors.safetensors"):
         assert (path / name).read_bytes() == (again / name).read_bytes()
+
+
+_X, _Y = torch.arange(6.0), torch.arange(6.0)
+LOOK_ALIKES = [
+    {"a": _X, "b": _Y}, {"b": _X, "a": _Y}, {"a": _X, "b": _X}, collections.OrderedDict(a=_X, b=_Y), Pair(_X, _Y),
+    Box(_X, _Y), (_X, _Y), [_X, _Y], [_X, [_Y]], [_X, _Y, None], [_X, _Y, ()], {1: _X, 2: _Y}, {True: _X, 2: _Y},
+    {1.0: _X, 2: _Y}, (_X.view(2, 3), _Y), (_X[1:], _Y), (_X.long(), _Y), (_X, 1), (_X, 2), (_X, 1.0), (_X, True),
+]  # fmt: skip
+
+
+def test_what_is_remembered_of_a_tree_is_not_taken_for_one_that_looks_alike() -> None:
+    """One after the other through one `Snapshots`, each pair of trees gives the files that it gives alone."""
+    for first, second in itertools.permutations(LOOK_ALIKES, 2):
+        remembering = Snapshots()
+        remembering.take(first)
+        found, alone = remembering.take(second), snapshot(second)
+        assert found.state == alone.state
+        assert b"".join(found.tensor_chunks()) == b"".join(alone.tensor_chunks())
 
 
 @settings(max_examples=100, deadline=None)

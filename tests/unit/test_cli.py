@@ -332,6 +332,31 @@ class TestPrune:
         assert len(list((root / "checkpoints").glob("run_*"))) == 4
         assert len(list((root / "checkpoints").glob("second_*"))) == 2
 
+    def test_what_a_resume_moved_aside_stays_until_it_is_asked_for(self, root, call):
+        """How much it is, is told in any case; with the flag and --delete it goes, but what else lies there stays."""
+        store = Store(root, "run")
+        aside = store.supersede(store.at(checkpoint(root, 2)))
+        (aside / "log.jsonl").write_text("the end of a log")
+        (root / "superseded" / "notes").mkdir()
+        (root / "superseded" / "2").symlink_to(root / "checkpoints")
+        before = sorted(root.rglob("*"))
+        total = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
+        assert f"superseded: 2 checkpoints stay, {size(total)};" in call("prune", root, "--last", 5)[1]
+        for arguments in (["--superseded"], ["--superseded", "--dry-run"], ["--last", 2, "--superseded"]):
+            status, out, _ = call("prune", root, *arguments)
+            assert status == 0
+            assert f"goes  {aside}  2 checkpoints, " in out
+            assert "superseded: 2 checkpoints would be removed, " in out
+        assert sorted(root.rglob("*")) == before
+        with store.lock():
+            status, _, err = call("prune", root, "--superseded", "--delete")
+        assert (status, "in use by process" in err) == (1, True)
+        status, out, _ = call("prune", root, "--superseded", "--delete")
+        assert (status, f"removed  {aside}  2 checkpoints, " in out) == (0, True)
+        assert {path for path in before if not path.is_relative_to(aside)} == set(root.rglob("*"))
+        assert call("prune", root, "--superseded", "--delete")[1] == "superseded: nothing\n"
+        assert call("prune", root, "--last", 2)[1].endswith("all stay\n")
+
     def test_a_damaged_checkpoint_is_spared(self, root, call):
         """And does not count as one of the two."""
         flip(checkpoint(root) / "tensors.safetensors")
@@ -362,6 +387,13 @@ class TestMigrate:
         status, out, _ = call("migrate", runs[0] / "a")
         assert status == 0
         assert "nothing needs migrating: 4 checkpoints" in out
+
+    def test_what_a_resume_moved_aside_is_a_root_of_its_own(self, root, call):
+        """It is told of and left alone, and can be named."""
+        store = Store(root, "run")
+        aside = store.supersede(store.at(checkpoint(root, 2)))
+        assert f"not looked at: 2 checkpoints in superseded; migrate {aside} is" in call("migrate", root)[1]
+        assert "nothing needs migrating: 2 checkpoints" in call("migrate", aside)[1]
 
     def test_old_checkpoints_are_written_anew(self, call, tmp_path):
         """Into a root of their own, where all of them verify; the damaged one is named and left out."""

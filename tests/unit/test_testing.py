@@ -21,11 +21,14 @@ from helios_fn.testing import (
     check_resume,
     check_resume_processes,
     check_step,
+    processes,
     run_with,
 )
 from helios_fn.testing.__main__ import main
 from helios_fn.testing.digests import differing, leaf_digests
 from helios_fn.testing.interrupt import KINDS, schedules, usual_stops
+
+from ..forked import run
 
 OPTIMIZER = hf.optim.sgd(0.1, momentum=0.9)
 UNSEEDED = python_random.Random()
@@ -282,6 +285,12 @@ MODULE = """
 
 
 @pytest.fixture
+def forked(monkeypatch):
+    """The legs are processes as ever, but fork from one that has imported torch before."""
+    monkeypatch.setattr(processes.subprocess, "run", run)
+
+
+@pytest.fixture
 def module(tmp_path, monkeypatch):
     name = f"user_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(textwrap.dedent(MODULE))
@@ -289,12 +298,12 @@ def module(tmp_path, monkeypatch):
     return name
 
 
-def test_a_good_job_holds_the_law_over_processes(module):
+def test_a_good_job_holds_the_law_over_processes(module, forked):
     """Each part in a process of its own, ended by SIGKILL and SIGTERM."""
     check_resume_processes(f"{module}:good", stops=[[Stop(1), Stop(4, "signal")]])
 
 
-def test_what_a_process_keeps_is_found_by_the_default_command(module, capsys):
+def test_what_a_process_keeps_is_found_by_the_default_command(module, forked, capsys):
     """A normaliser made from the first batch that a process sees passes in one process, and fails in several."""
     assert main([f"{module}:cached", "--in-process"]) == 0
     assert main([f"{module}:cached", "--stops", "4"]) == 1

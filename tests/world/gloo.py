@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-TIMEOUT = 60.0
-_CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = [
-    "torch",
-    "torch.distributed.tensor",
-    "torch.distributed.checkpoint",
-    "torch._dynamo",
-    "helios_fn",
-    "tests.world.checkpoint_jobs",
-]
+from ..forked import CONTEXT
 
-# Before anybody starts the server: what it has imported, each process that it forks has for nothing.
-_CONTEXT.set_forkserver_preload(_PRELOADED)
+TIMEOUT = 60.0
 
 
 class Group:
@@ -33,8 +22,8 @@ class Group:
         store = os.path.join(self._folder.name, "store")
         self.pipes, self.processes = [], []
         for rank in range(world):
-            ours, theirs = _CONTEXT.Pipe()
-            process = _CONTEXT.Process(target=_serve, args=(theirs, rank, world, store), daemon=True)
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_serve, args=(theirs, rank, world, store), daemon=True)
             process.start()
             theirs.close()
             self.pipes.append(ours)
