@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -16,6 +17,8 @@ from .mean import Layout, Mean, mean_of_one
 from .reduction import SUMS, Partial, Reduce, reduce_alone
 from .report import read_aux, read_metrics, read_weight
 from .shards import Shards, check_even_shards
+
+_AS_IT_IS = contextlib.nullcontext()
 
 GradFn: TypeAlias = Callable[[Tree, Tree, Any, Key], tuple[tuple[torch.Tensor, Aux | None], Tree]]
 
@@ -66,7 +69,7 @@ def mean_over(
 ) -> Mean:
     """`microsteps` of the parts of a state, with one key for each micro-batch that this process holds."""
     if not isinstance(batch, MicroBatches):
-        with Iteration(1, weighted=False):
+        with _AS_IT_IS if is_traced() else Iteration(1, weighted=False):
             return mean_of_one(_evaluate(grad_fn, params, buffers, batch, keys[0], 0), buffers)
     if not batch.items:
         check_even_shards(params, batch.count)
@@ -75,9 +78,9 @@ def mean_over(
     shards = Shards()
     total = SUMS[batch.reduction](batch.start)
     for index, (item, key) in enumerate(zip(batch.items, keys, strict=True), batch.start):
-        with Iteration(batch.count, index, weighted=True) as iteration:
+        with _AS_IT_IS if is_traced() else Iteration(batch.count, index, weighted=True) as iteration:
             result = _evaluate(grad_fn, params, buffers, item, key, index)
-        if iteration.sharded:
+        if iteration is not None and iteration.sharded:
             result = shards.taken(result, buffers)
         if layout is None:
             layout = Layout(result, index, buffers)
