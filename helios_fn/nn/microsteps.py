@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -17,6 +18,8 @@ from ..types import Aux, Key, MicroBatches, Tree
 from .mean import Facts, Layout, Mean, mean_of_one
 from .report import read_aux, read_metrics, read_weight
 from .shards import Shards, check_even_shards
+
+_AS_IT_IS = contextlib.nullcontext()
 
 GradFn: TypeAlias = Callable[[Tree, Tree, Any, Key], tuple[tuple[torch.Tensor, Aux | None], Tree]]
 
@@ -71,16 +74,16 @@ def mean_over(
 ) -> Mean:
     """`microsteps` of the parts of a state, with one key for each micro-batch that this process holds."""
     if not isinstance(batch, MicroBatches):
-        with Iteration(1, weighted=False):
+        with _AS_IT_IS if is_traced() else Iteration(1, weighted=False):
             return mean_of_one(_evaluate(grad_fn, params, buffers, batch, keys[0], 0), buffers)
     world = current()
     layout: Layout | None = None
     shards = Shards()
     total = SUMS[batch.reduction](batch.start)
     for index, (item, key) in enumerate(zip(batch.items, keys, strict=True), batch.start):
-        with Iteration(batch.count, index, weighted=True) as iteration:
+        with _AS_IT_IS if is_traced() else Iteration(batch.count, index, weighted=True) as iteration:
             result = _evaluate(grad_fn, params, buffers, item, key, index)
-        if iteration.sharded:
+        if iteration is not None and iteration.sharded:
             result = shards.taken(result, buffers)
         if layout is None:
             layout = Layout.of(result, index, buffers)
