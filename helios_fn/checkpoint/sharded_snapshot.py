@@ -12,7 +12,7 @@ from ..types import Tree
 from . import canonical, header, storages, structure
 from .leaves import DTYPE_NAMES, Leaf, Scalar, ShardedSpec
 from .shards import ShardFile, shard_files_to_json
-from .snapshot import MAX_STATE_SIZE, Snapshot, entry_of_range
+from .snapshot import MAX_STATE_SIZE, Snapshot, entry_of_range, layout_of
 
 
 def sharded_snapshot(state: Tree, files: Sequence[ShardFile], specs: Mapping[str, ShardedSpec]) -> Snapshot:
@@ -49,4 +49,4 @@ def sharded_snapshot(state: Tree, files: Sequence[ShardFile], specs: Mapping[str
     document = canonical.dump(description)
     if len(document) > MAX_STATE_SIZE:
         raise ValueError(f"the state's structure takes {len(document)} bytes; at most {MAX_STATE_SIZE} are possible")
-    return Snapshot(document, header.encode(entries), tuple(ranges))
+    return Snapshot(document, header.encode(entries), tuple(tensors), layout_of(ranges))

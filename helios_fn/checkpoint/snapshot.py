@@ -44,9 +44,10 @@ class Snapshot(NamedTuple):
 
     def tensor_chunks(self) -> Iterator[bytes | memoryview]:
         """The bytes of the tensor file, one range in memory at a time where ranges have to be copied."""
-        return joined(itertools.chain([self.start], map(storages.content, self._ranges())))
+        return joined(itertools.chain([self.start], map(storages.content, self.ranges())))
 
-    def _ranges(self) -> Iterator[storages.Range]:
+    def ranges(self) -> Iterator[storages.Range]:
+        """The ranges of bytes of the tensor file, in order."""
         for numbers, extent, whole in self.layout:
             yield storages.Range(tuple((number, self.tensors[number]) for number in numbers), extent, whole)
 
@@ -56,6 +57,11 @@ class Snapshot(NamedTuple):
         for piece in split(self.tensor_chunks()):
             checksums.update(piece)
         return {TENSORS: checksums.entry(), STATE: entry_of(self.state)}
+
+
+def layout_of(ranges: Iterable[storages.Range]) -> tuple[tuple[tuple[int, ...], storages.Extent, int | None], ...]:
+    """Ranges without their tensors, whose numbers they keep; see `Snapshot`."""
+    return tuple((tuple(number for number, _ in found.views), found.extent, found.whole) for found in ranges)
 
 
 class _Survey(NamedTuple):
@@ -154,8 +160,7 @@ def _lay_out(tree: Tree, tensors: list[torch.Tensor]) -> _Layout:
     entries = [entry_of_range(found, paths) for found in ranges]
     skeleton = structure.to_json(node, lambda scalar: None)
     state = canonical.dump({"entries": [list(entry) for entry in entries], "structure": skeleton})
-    numbers = ((tuple(number for number, _ in found.views), found.extent, found.whole) for found in ranges)
-    return _Layout(tuple(state.split(_SLOT)), header.encode(entries), tuple(numbers))
+    return _Layout(tuple(state.split(_SLOT)), header.encode(entries), layout_of(ranges))
 
 
 def entry_of_range(found: storages.Range, paths: list[str]) -> header.Entry:

@@ -15,7 +15,7 @@ from .snapshot import snapshot
 def packed(state: Tree) -> tuple[bytes, Iterator[torch.Tensor]]:
     """A description of ``state``, and the bytes of its tensors, uint8 vectors on the CPU, one at a time."""
     content = snapshot(state)
-    return content.state, (torch.frombuffer(storages.content(found), dtype=torch.uint8) for found in content.ranges)
+    return content.state, (torch.frombuffer(storages.content(found), dtype=torch.uint8) for found in content.ranges())
 
 
 def unpacked(

@@ -57,6 +57,11 @@ class World:
         """The process group of ``torch.distributed``; ``None`` alone."""
         return None if self._channel is None else self._channel.group
 
+    @property
+    def together(self) -> bool:
+        """Whether this process has not left the others. Alone, it never does."""
+        return self._channel is None or self._channel.group is not None
+
     def reduce(self, partial: Partial) -> Term:
         """The sum of the terms of all processes, in the order that ``partial`` names; takes its blocks over.
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from .. import random
+from .. import random, tree
 from ..distributed import current
+from ..dtensors import any_sharded
 from ..errors import RunFailed
 from ..schedule import rank_slice
 from ..state import TrainState
@@ -30,7 +31,8 @@ class Validator:
         device: where batches are moved before ``eval_fn`` sees them.
 
     Each call sees the same batches and the same random draws, derived from the run's seed alone. Several processes
-    share the batches, and all get the mean over all of them: the same bits whatever their number.
+    share the batches, and all get the mean over all of them: the same bits whatever their number. Where parameters are
+    sharded, each process evaluates every batch.
     """
 
     def __init__(
@@ -72,11 +74,14 @@ class Validator:
         """
         world = current()
         assert self.batches is not None  # no stream
-        start, stop = rank_slice(self.batches, world.rank, world.size)
         table = Table()
+        if any_sharded(tree.leaves((self._params(state), state.buffers))):
+            # Whoever gathers a parameter needs all the others to do so: the same number of batches each.
+            self._fill(table, state, range(self.batches), on_batch)
+            return table.mean()
+        start, stop = rank_slice(self.batches, world.rank, world.size)
         if start < stop:
             self._fill(table, state, range(start, stop), on_batch)
-        self.last_batch = None
         return table.of_all(world).mean()
 
     def _fill(self, table: Table, state: TrainState, batches: range, on_batch: OnBatch | None) -> None:
@@ -92,6 +97,7 @@ class Validator:
                         on_batch(number + 1 - batches.start, len(batches))
         finally:
             feed.close()
+        self.last_batch = None
 
     def _evaluate(self, state: TrainState, batch: Any, key: Key) -> Aux:
         with random.scope(key):

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from ..checkpoint import Checkpoint, Lock, Prepared, Save, Store, Writer, entry_of, ranked
+from ..checkpoint import Checkpoint, Lock, Prepared, Save, ShardedStore, Store, Writer, entry_of, ranked
 from ..config import RunConfig
+from ..distributed import World
 from ..errors import CheckpointError
 from ..sinks import log_name
 from ..state import OUTPUT_ONLY, TrainState
@@ -46,6 +47,8 @@ class RunFolder:
             one, whose state has no metrics yet.
         after_save: called where checkpoints are written, after each that has become durable and before the next;
             `tidy` by default.
+        world: the processes over which the state is sharded: all of them read and write, rank 0 does all else. Then
+            opening it, `go_on` and `save` are collective, and `lock` is to be called after opening.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class RunFolder:
         metadata: Callable[[TrainState], str] | None = None,
         *,
         after_save: Callable[[], object] | None = None,
+        world: World | None = None,
     ) -> None:
         self._cfg = cfg
         # Through JSON and back, so that facts compare equal to what a checkpoint gives back.
@@ -62,15 +66,30 @@ class RunFolder:
         self._metadata = metadata
         self._log_dir: Path | None = None
         self._root = None if cfg.root is None else Path(cfg.root).expanduser().absolute()
+        self._world = world
         self._store: Store | None = None
+        self._shards: ShardedStore | None = None
         self._lock: Lock | None = None
-        self._writer = Writer(background=cfg.async_save, after_save=self.tidy if after_save is None else after_save)
+        background = cfg.async_save and world is None
+        self._writer = Writer(background=background, after_save=self.tidy if after_save is None else after_save)
+
+    def over(self, world: World) -> RunFolder:
+        """The same folder for a state that is sharded over these processes."""
+        return RunFolder(self._cfg, self._facts, self._metadata, world=world)
 
     def __enter__(self) -> Self:
-        if self._root is not None:
+        if self._root is not None and self._world is None:
             self._store = Store(self._root, self._cfg.name)
-            self._lock = self._store.lock()
+            self.lock()
+        elif self._root is not None and self._world is not None:
+            self._shards = ShardedStore(self._root, self._cfg.name, group=self._world.group)
+            self._store = self._shards.store
         return self
+
+    def lock(self) -> None:
+        """Keep other runs out; raises `RootLocked` if there is one."""
+        if self._store is not None:
+            self._lock = self._store.lock()
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
@@ -89,7 +108,10 @@ class RunFolder:
             CheckpointError: the wanted checkpoint does not exist, or none that exists is valid.
             ResumeRefused: it belongs to another run.
         """
-        chosen = self._choose()
+        return self.go_on(self.choose(), fresh)
+
+    def go_on(self, chosen: Checkpoint | None, fresh: TrainState) -> Start:
+        """The same from the checkpoint that `choose` returned."""
         if chosen is None:
             return Start(fresh, {}, self._new_log_dir(), None, None)
         state = self._load(chosen, fresh)
@@ -98,16 +120,24 @@ class RunFolder:
         _LOGGER.info("going on from %s", chosen.path)
         if chosen.path.parent != self._store.folder:
             return Start(state, {}, self._new_log_dir(), None, None)
-        superseded = self._store.supersede(chosen)
+        superseded = self._store.supersede(chosen) if self._writes else None
         log_dir = self._old_log_dir(chosen)
         return Start(state, _fact(chosen, "sinks"), log_dir, superseded, chosen.path)
 
     def rollback(self, like: TrainState) -> Start:
         """The newest valid checkpoint again, for a run that has gone bad since; ``like`` is any of its states."""
+        return self.back_to(self.newest(), like)
+
+    def newest(self) -> Checkpoint:
+        """The newest valid checkpoint; raises CheckpointError if there is none."""
         assert self._store is not None
         newest = self._store.newest()
         if newest is None:
             raise CheckpointError(f"there is no checkpoint in {self._store.folder} to roll back to")
+        return newest
+
+    def back_to(self, newest: Checkpoint, like: TrainState) -> Start:
+        """The same for a checkpoint that is known."""
         state = self._load(newest, like)
         return Start(state, _fact(newest, "sinks"), self._log_dir, None, newest.path)
 
@@ -126,36 +156,48 @@ class RunFolder:
             "validation": {name: repr(value) for name, value in fetch(state.validation.metrics).items()},
             "cycles": state.validation.cycles,
         }
-        store, aside = self._store, self._cfg.async_save
-        pending = store.prepare(
-            state,
-            epoch=state.cursor.epoch,
-            iteration=state.counters.iteration,
-            micro_step=state.counters.micro_step,
-            record=record,
-            metadata=self._label(state) if metadata else "",
-            free=OUTPUT_ONLY,
-        )
-        return self._writer.submit(Prepared(pending.folder, lambda: store.commit(pending, background=aside)))
+        details: dict[str, Any] = {
+            "epoch": state.cursor.epoch,
+            "iteration": state.counters.iteration,
+            "micro_step": state.counters.micro_step,
+            "record": record,
+            "metadata": self._label(state) if metadata else "",
+            "free": OUTPUT_ONLY,
+        }
+        return self._writer.submit(self._prepared(state, details))
+
+    def _prepared(self, state: TrainState, details: dict[str, Any]) -> Prepared:
+        store, shards, aside = self._store, self._shards, self._cfg.async_save
+        assert store is not None
+        if shards is not None:
+            parts = shards.prepare(state, **details)
+            return Prepared(parts.parts.folder, lambda: shards.commit(parts))
+        pending = store.prepare(state, **details)
+        return Prepared(pending.folder, lambda: store.commit(pending, background=aside))
 
     def tidy(self) -> None:
         """Remove the checkpoints that ``cfg.retention`` does not keep; to be called when a newer one is durable.
 
         A disk that refuses is no reason to end the training: it is reported, and tried again at the next save.
         """
-        if self._store is None or self._cfg.retention is None:
+        if self._store is None or self._cfg.retention is None or not self._writes:
             return
         try:
             self._store.prune(self._cfg.retention)
         except CheckpointError as error:
             _LOGGER.warning("old checkpoints stay for now: %s", error)
 
+    @property
+    def _writes(self) -> bool:
+        return self._world is None or self._world.is_main
+
     def _label(self, state: TrainState) -> str:
         if self._metadata is None or state.counters.iteration == 0:
             return ""
         return self._metadata(state)
 
-    def _choose(self) -> Checkpoint | None:
+    def choose(self) -> Checkpoint | None:
+        """The checkpoint to start from, by ``cfg.resume``; ``None`` for a fresh start. Raises as `start` does."""
         resume = self._cfg.resume
         if self._store is None:
             if resume in ("auto", None):
@@ -217,7 +259,7 @@ class RunFolder:
         assert self._store is not None
         for warning in check_resumable(dict(chosen.record), self._facts, f"checkpoint {chosen.path}"):
             _LOGGER.warning("%s", warning)
-        return self._store.load(chosen, fresh, free=OUTPUT_ONLY)
+        return (self._shards or self._store).load(chosen, fresh, free=OUTPUT_ONLY)
 
     def _with_early_stop(self, state: TrainState, chosen: Checkpoint) -> TrainState:
         """The state with its bookkeeping started anew where another metric, or another direction, is watched now."""

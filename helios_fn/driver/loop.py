@@ -23,6 +23,7 @@ from .outlets import Outlets
 from .replicas import Replicas
 from .rows import make_row
 from .saving import Saving
+from .sharded import ShardedFolder
 from .signals import StopSignal
 from .timer import Timer
 from .together import SharedFolder
@@ -48,7 +49,7 @@ class Surroundings(NamedTuple):
     source: Source | Phases
     cfg: RunConfig
     share: Share
-    folder: RunFolder | SharedFolder
+    folder: RunFolder | SharedFolder | ShardedFolder
     outlets: Outlets
     world: World
     signal: StopSignal

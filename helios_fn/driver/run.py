@@ -8,11 +8,12 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from typing import Any
 
-from .. import schedule
+from .. import schedule, tree
 from ..config import RunConfig
 from ..data import Phases, as_source
 from ..distributed import World, connect, opened
 from ..distributed.logs import logs_of_rank
+from ..dtensors import any_sharded
 from ..errors import PurityError
 from ..sinks import Progress
 from ..state import TrainState
@@ -26,6 +27,7 @@ from .guard import PurityGuard
 from .loop import Loop, ShouldStop, Surroundings, Validate
 from .outlets import Outlets
 from .record import environment, geometry
+from .sharded import ShardedFolder
 from .signals import StopSignal
 from .timer import Clock, Timer
 from .together import SharedFolder
@@ -186,7 +188,8 @@ def _drive(
     ``initial`` is a list so that it can be emptied: nobody is to hold a state that training has left.
     """
     with ExitStack() as stack:
-        around = _among_others(around, stack.enter_context(opened(around.cfg.seconds("collective_timeout"))))
+        world = stack.enter_context(opened(around.cfg.seconds("collective_timeout")))
+        around = _among_others(around, world, initial[0])
         stack.enter_context(logs_of_rank(around.world.rank, around.world.size))
         stack.enter_context(around.folder)
         stack.callback(_close_sources, around)
@@ -215,11 +218,14 @@ def _drive(
             raise run_failed(error, loop, failed) from error
 
 
-def _among_others(around: Surroundings, world: World) -> Surroundings:
+def _among_others(around: Surroundings, world: World, state: TrainState) -> Surroundings:
     if world.size == 1:
         return around
     assert isinstance(around.folder, RunFolder)
-    return around._replace(world=world, folder=SharedFolder(around.folder, world))
+    folder: SharedFolder | ShardedFolder = SharedFolder(around.folder, world)
+    if any_sharded(tree.leaves(state)):
+        folder = ShardedFolder(around.folder.over(world), world, around.cfg)
+    return around._replace(world=world, folder=folder)
 
 
 def _lead(loop: Loop, info: RunInfo) -> Generator[TrainState, None, Result]:

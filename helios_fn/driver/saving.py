@@ -10,6 +10,7 @@ from ..state import TrainState
 from ..types import Json
 from .folder import RunFolder, Start
 from .outlets import Outlets
+from .sharded import ShardedFolder
 from .together import SharedFolder
 
 
@@ -34,7 +35,7 @@ class Saving:
         begun_at: the iteration of the newest state that was handed to the writer.
     """
 
-    def __init__(self, folder: RunFolder | SharedFolder, outlets: Outlets) -> None:
+    def __init__(self, folder: RunFolder | SharedFolder | ShardedFolder, outlets: Outlets) -> None:
         self._folder = folder
         self._outlets = outlets
         self._flight: _Flight | None = None

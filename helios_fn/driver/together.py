@@ -36,7 +36,7 @@ class SharedFolder:
         self._folder, self._world = folder, world
 
     def __enter__(self) -> Self:
-        self._by_main(self._folder.__enter__)
+        by_main(self._world, self._folder.__enter__)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -50,32 +50,15 @@ class SharedFolder:
 
     def start(self, fresh: TrainState) -> Start:
         """See `RunFolder.start`. A fresh state is that of rank 0, too."""
-        return self._told(self._by_main(lambda: self._folder.start(fresh)), fresh)
+        return self._told(by_main(self._world, lambda: self._folder.start(fresh)), fresh)
 
     def rollback(self, like: TrainState) -> Start:
         """See `RunFolder.rollback`."""
-        return self._told(self._by_main(lambda: self._folder.rollback(like)), like)
+        return self._told(by_main(self._world, lambda: self._folder.rollback(like)), like)
 
     def save(self, state: TrainState, marks: dict[str, Json], *, metadata: bool = True) -> Save:
         """See `RunFolder.save`; for rank 0."""
         return self._folder.save(state, marks, metadata=metadata)
-
-    def _by_main(self, call: Callable[[], T]) -> T | None:
-        """What ``call`` returns on rank 0; an exception of it is raised on all processes."""
-        world = self._world
-        if world.is_main:
-            try:
-                found = call()
-            except Exception as error:
-                world.tell_all([type(error).__name__, str(error)])
-                raise
-            world.tell_all(None)
-            return found
-        failed: Any = world.tell_all(None)
-        if failed is not None:
-            kind, message = failed
-            raise _ERRORS.get(kind, RuntimeError)(f"rank 0 failed: {message}")
-        return None
 
     def _told(self, start: Start | None, like: TrainState) -> Start:
         world = self._world
@@ -90,6 +73,23 @@ class SharedFolder:
         description, log_dir, superseded = told
         state = unpacked(description.encode(), like, world.broadcast_, free=OUTPUT_ONLY)
         return Start(state, {}, _path(log_dir), _path(superseded), None)
+
+
+def by_main(world: World, call: Callable[[], T]) -> T | None:
+    """What ``call`` returns on rank 0, and ``None`` on the others; an exception of it is raised on all processes."""
+    if world.is_main:
+        try:
+            found = call()
+        except Exception as error:
+            world.tell_all([type(error).__name__, str(error)])
+            raise
+        world.tell_all(None)
+        return found
+    failed: Any = world.tell_all(None)
+    if failed is not None:
+        kind, message = failed
+        raise _ERRORS.get(kind, RuntimeError)(f"rank 0 failed: {message}")
+    return None
 
 
 def _path(text: str | None) -> Path | None:
