@@ -9,16 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 import helios_fn as hf
-from helios_fn import step as step_module
-from helios_fn.nn.reduction import combine
 from helios_fn.types import MicroBatches
-
-
-def reduce_over_gloo(partial):
-    """The sum over the processes of the default group."""
-    everybody = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everybody, partial.blocks)
-    return combine(everybody, partial.terms, partial.reduction)
 
 
 def mesh():
@@ -102,8 +93,6 @@ def batch_of(training: Training, iteration: int, *, sharded: bool):
 
 
 def advance(state, step, training: Training, iterations: range, *, sharded: bool):
-    if sharded:
-        step_module.microsteps = functools.partial(hf.microsteps, reduce=reduce_over_gloo)
     call = step.donating if training.donate else step
     for iteration in iterations:
         state = call(state, batch_of(training, iteration, sharded=sharded))
@@ -165,7 +154,7 @@ def mean_grads(params, loss_fn, items, *, count: int | None = None):
     count = len(items) * world if count is None else count
     batch = MicroBatches(tuple(items), rank * len(items), count, "tree")
     state = hf.init_state(params, hf.optim.sgd(0.1))
-    return full(hf.microsteps(loss_grad(loss_fn), state, batch, reduce=reduce_over_gloo).grads)
+    return full(hf.microsteps(loss_grad(loss_fn), state, batch).grads)
 
 
 def weightless(weights, dtype):
@@ -227,7 +216,6 @@ def with_a_bad_element(value):
     def loss_fn(params, buffers, batch, key):
         return (hf.distributed.gathered(params)["w"] * bad).sum()
 
-    step_module.microsteps = functools.partial(hf.microsteps, reduce=reduce_over_gloo)
     optimizer = hf.optim.skip_non_finite(hf.optim.sgd(0.1))
     state = hf.init_state(params, optimizer)
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -320,7 +308,7 @@ def _buffer_that_changes():
 
     state = hf.init_state(_params(), hf.optim.sgd(0.1), buffers=_params(b=torch.ones(4)))
     batch = MicroBatches((0,), torch.distributed.get_rank(), 2)
-    hf.microsteps(loss_grad(loss_fn), state, batch, reduce=reduce_over_gloo)
+    hf.microsteps(loss_grad(loss_fn), state, batch)
 
 
 def _under_vmap(params):
@@ -334,7 +322,7 @@ def _by_hand():
         return (loss, None), {"w": torch.autograd.grad(loss, params["w"])[0]}
 
     state = hf.init_state(_params(), hf.optim.sgd(0.1))
-    hf.microsteps(grad_fn, state, MicroBatches((0,), torch.distributed.get_rank(), 2), reduce=reduce_over_gloo)
+    hf.microsteps(grad_fn, state, MicroBatches((0,), torch.distributed.get_rank(), 2))
 
 
 def _other_pieces():
@@ -380,7 +368,6 @@ REFUSED = {
 
 def compiled() -> str:
     """The message of a compiled step."""
-    step_module.microsteps = functools.partial(hf.microsteps, reduce=reduce_over_gloo)
     optimizer = hf.optim.sgd(0.1)
     step = hf.make_step(_use, optimizer, compile="grad", compile_options={"backend": "eager"})
     try:
@@ -395,7 +382,6 @@ def follow(source: str, folder: str) -> str:
     import os
 
     os.chdir(folder)
-    step_module.microsteps = functools.partial(hf.microsteps, reduce=reduce_over_gloo)
     names: dict[str, Any] = {"__name__": "guide"}
     exec(compile(source, "guide", "exec"), names)
-    return hf.tree.digest(names["again"])
+    return hf.tree.digest(names["params"])

@@ -61,6 +61,14 @@ def wait_until(condition, seconds=60.0):
 
 
 def is_gone(pid: int) -> bool:
+    """Whether a process has ended, or does within a moment: what is killed takes its time to die."""
+    deadline = time.monotonic() + 10
+    while not (gone := _is_gone(pid)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return gone
+
+
+def _is_gone(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
