@@ -94,7 +94,7 @@ class Leg(NamedTuple):
 @st.composite
 def shared_cases(draw) -> Case:
     """Cases that any number of processes up to ``micro_batches`` can share with the same bits."""
-    micro_batches = draw(st.integers(1, 6))
+    micro_batches = draw(st.integers(2, 6))
     case = draw(cases(max_iterations=6))
     # The last iteration of an epoch then often has fewer micro-batches than there are processes.
     return dataclasses.replace(case, micro_batches=micro_batches, accumulation=1, reduction="tree")
@@ -102,15 +102,15 @@ def shared_cases(draw) -> Case:
 
 @st.composite
 def courses(draw, case: Case, most_processes: int = 4) -> list[Leg]:
-    """Elastic schedules: up to three legs, each with a number of processes of its own."""
-    numbers = st.integers(1, min(case.micro_batches, most_processes))
-    stops = draw(st.none() | interruptions(6, most=2))
-    legs = []
-    for stop in stops or []:
-        processes = draw(numbers)
-        total = draw(st.none() | st.integers(1, case.total))
+    """Elastic schedules: up to three legs, each with a number of processes of its own; the first has several."""
+    stops = draw(st.just([]) | interruptions(6, most=2))
+    fewest, legs = 2, []
+    for stop in [*stops, None]:
+        processes = draw(st.integers(fewest, min(case.micro_batches, most_processes)))
+        total = None if stop is None else draw(st.none() | st.integers(1, case.total))
         legs.append(Leg(processes, None if total else stop, draw(st.integers(0, processes - 1)), total))
-    return [*legs, Leg(draw(numbers))]
+        fewest = 1
+    return legs
 
 
 def retentions(validated: bool) -> st.SearchStrategy[hf.Retention | None]:

@@ -6,6 +6,7 @@ own, and joins it and leaves it as a launched process would.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import traceback
@@ -32,9 +33,7 @@ class Pool:
     """Ranks to be called: ``pool(fn, *args, processes=n)`` is `launch` without the cost of new processes."""
 
     def __init__(self) -> None:
-        self._store = launching._store()
         self._members: list[tuple[Any, Any]] = []
-        self._worlds = 0
 
     def __call__(self, fn, *args, processes, **keywords) -> list:
         """Each rank's value; a rank that raises is a failure."""
@@ -43,16 +42,15 @@ class Pool:
             assert not isinstance(outcome, Raised), f"rank {rank} of {processes}:\n{outcome.details}"
         return found
 
-    def outcomes(self, fn, *args, processes, seconds=60.0, **keywords) -> list:
+    def outcomes(self, fn, *args, processes, seconds=30.0, **keywords) -> list:
         """Each rank's value, or what it `Raised`."""
         self._grow(processes)
-        self._worlds += 1
+        store = launching._store()  # a world's own: what the one before has left in it is not valid any more
         found = []
         try:
             for rank, (_, connection) in enumerate(self._members[:processes]):
-                place = variables(Place(rank, processes, rank, processes), "127.0.0.1", self._store.port)
-                # The name of the world in the store.
-                connection.send(({**place, "TORCHELASTIC_RESTART_COUNT": str(self._worlds)}, fn, args, keywords))
+                place = variables(Place(rank, processes, rank, processes), "127.0.0.1", store.port)
+                connection.send((place, seconds, fn, args, keywords))
             for rank, (_, connection) in enumerate(self._members[:processes]):
                 assert connection.poll(seconds), f"rank {rank} of {processes} is stuck in {fn.__name__}"
                 found.append(connection.recv())
@@ -84,14 +82,16 @@ def _serve(connection) -> None:
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     while True:
         try:
-            environ, fn, args, keywords = connection.recv()
+            environ, seconds, fn, args, keywords = connection.recv()
         except EOFError:
             return
         os.environ.update(environ)
+        faulthandler.dump_traceback_later(0.9 * seconds)  # to stderr, which pytest shows
         try:
             outcome = fn(*args, **keywords)
         except BaseException as error:
             outcome = Raised(type(error).__name__, str(error), traceback.format_exc())
         if distributed.is_initialized():
             distributed.destroy_process_group()
+        faulthandler.cancel_dump_traceback_later()
         connection.send(outcome)

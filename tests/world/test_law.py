@@ -20,8 +20,8 @@ from ..strategies import Leg, courses, examples, shared_cases
 from . import runs
 
 EVERYTHING = Case(
-    samples=29,
-    batch_size=2,
+    samples=32,
+    batch_size=3,
     augment="torch",
     dropout=True,
     batch_norm=True,
@@ -45,7 +45,7 @@ def run_course(pool, case: Case, course: list[Leg]) -> Trace:
     return trace
 
 
-@settings(max_examples=examples(40))
+@settings(max_examples=examples(16))
 @given(shared_cases(), st.data())
 def test_any_number_of_processes_gives_the_same_run(pool, case: Case, data: st.DataObject):
     """Final state, batches, log rows and reason are those of one process, however many share the work, and
