@@ -64,3 +64,34 @@ def test_elastic_with_everything_switched_on(pool, unit, numbers):
     first, second, last = numbers
     course = [Leg(first, Stop(3, "crash")), Leg(second, Stop(5, "signal"), rank=1), Leg(last)]
     assert_same_run(run_course(pool, case, [Leg(1)]), run_course(pool, case, course), f"{numbers}")
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_fold_is_the_same_again_and_the_tree_to_rounding(pool, processes):
+    """The ordinary order depends on the number of processes, but on nothing else."""
+    case = dataclasses.replace(EVERYTHING, reduction="fold", validate_every=None, early_stop=None, total=4)
+    tree, fold, again = (
+        run_course(pool, dataclasses.replace(case, reduction=reduction), [Leg(processes)])
+        for reduction in ("tree", "fold", "fold")
+    )
+    assert_same_run(fold, again, "the same run again")
+    assert tree.batches == fold.batches
+    for one, other in zip(tree.rows, fold.rows, strict=True):
+        assert one.values == pytest.approx(other.values, rel=1e-4)
+
+
+def test_ranks_without_a_batch_to_validate_on_get_the_metrics_of_all(pool):
+    """Three batches for four and five processes, and noise in the evaluation: the same metrics as alone."""
+    case = dataclasses.replace(EVERYTHING, total=2, validate_every=hf.Every(1, "iteration"), early_stop=None)
+    alone = run_course(pool, case, [Leg(1)])
+    assert any(row.kind == "validation" for row in alone.rows)
+    for processes in (4, 5):
+        assert_same_run(alone, run_course(pool, case, [Leg(processes)]), f"{processes} processes")
+
+
+def test_micro_batches_without_weight_have_no_part_in_it(pool):
+    """Whichever rank holds them, also where an iteration has no weight at all."""
+    case = Case(samples=9, batch_size=1, total=9, micro_batches=3, one_class_counts=True, batch_norm=False, dropout=True)
+    alone = run_course(pool, case, [Leg(1)])
+    assert_same_run(alone, run_course(pool, case, [Leg(2)]), "2 processes")
+    assert_same_run(alone, run_course(pool, case, [Leg(3)]), "3 processes")
