@@ -77,7 +77,7 @@ def test_a_fold_is_the_same_again_and_the_tree_to_rounding(pool, processes):
     assert_same_run(fold, again, "the same run again")
     assert tree.batches == fold.batches
     for one, other in zip(tree.rows, fold.rows, strict=True):
-        assert one.values == pytest.approx(other.values, rel=1e-4)
+        assert one.metrics == pytest.approx(other.metrics, rel=1e-4)
 
 
 def test_ranks_without_a_batch_to_validate_on_get_the_metrics_of_all(pool):
