@@ -45,6 +45,7 @@ class Case:
     backend: str = "eager"
     dropout: bool = False
     batch_norm: bool = False
+    one_class_counts: bool = False
     schedule: bool = False
     ema: bool = False
     log_every: int = 1
@@ -114,8 +115,9 @@ def build(case: Case, workers: int = 0) -> Job:
         x, y = batch
         logits, buffers = model(params, buffers, x, key=key if case.compile else None)
         loss = torch.nn.functional.cross_entropy(logits, y)
+        weight = (y == 1).sum() if case.one_class_counts else len(y)  # of many a batch nothing counts
         return loss, hf.Aux(
-            buffers=buffers, weight=len(y), metrics={"accuracy": (logits.argmax(1) == y).float().mean()}
+            buffers=buffers, weight=weight, metrics={"accuracy": (logits.argmax(1) == y).float().mean()}
         )
 
     def evaluate(params, buffers, batch):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+from typing import NamedTuple
 
 from hypothesis import strategies as st
 
 import helios_fn as hf
-from helios_fn.testing.strategies import cadences
+from helios_fn.testing import Stop
+from helios_fn.testing.strategies import cadences, interruptions
 
 from .jobs import Case
 
@@ -53,6 +56,7 @@ def cases(draw, max_iterations: int = 8, sources=("loader", "dataloader", "strea
         donate=draw(st.sampled_from(["auto", True, False])),
         dropout=draw(st.booleans()),
         batch_norm=draw(st.booleans()) and batch_size > 1 and (drop_last or samples % batch_size != 1),
+        one_class_counts=draw(st.sampled_from([False, False, True])),
         schedule=draw(st.booleans()),
         ema=draw(st.booleans()),
         log_every=draw(st.integers(1, 3)),
@@ -64,6 +68,49 @@ def cases(draw, max_iterations: int = 8, sources=("loader", "dataloader", "strea
         seed=draw(st.integers(0, 2**64 - 1)),
         retention=draw(retentions(validate is not None)),
     )
+
+
+class Leg(NamedTuple):
+    """A part of a run: so many processes, until they are stopped.
+
+    Attributes:
+        processes: how many.
+        stop: where and how they are; ``None`` for the last leg. A crash, and leaving, are all processes' alike.
+        rank: the process to which a signal is sent, or that fails.
+        total: stop because the total is reached, which the next leg then raises.
+    """
+
+    processes: int
+    stop: Stop | None = None
+    rank: int = 0
+    total: int | None = None
+
+    def __str__(self) -> str:
+        if self.total is not None:
+            return f"{self.processes} processes to a total of {self.total}"
+        return f"{self.processes} processes" + ("" if self.stop is None else f", {self.stop} (rank {self.rank})")
+
+
+@st.composite
+def shared_cases(draw) -> Case:
+    """Cases that any number of processes up to ``micro_batches`` can share with the same bits."""
+    micro_batches = draw(st.integers(2, 6))
+    case = draw(cases(max_iterations=6))
+    # The last iteration of an epoch then often has fewer micro-batches than there are processes.
+    return dataclasses.replace(case, micro_batches=micro_batches, accumulation=1, reduction="tree")
+
+
+@st.composite
+def courses(draw, case: Case, most_processes: int = 4) -> list[Leg]:
+    """Elastic schedules: up to three legs, each with a number of processes of its own; the first has several."""
+    stops = draw(st.just([]) | interruptions(6, most=2))
+    fewest, legs = 2, []
+    for stop in [*stops, None]:
+        processes = draw(st.integers(fewest, min(case.micro_batches, most_processes)))
+        total = None if stop is None else draw(st.none() | st.integers(1, case.total))
+        legs.append(Leg(processes, None if total else stop, draw(st.integers(0, processes - 1)), total))
+        fewest = 1
+    return legs
 
 
 def retentions(validated: bool) -> st.SearchStrategy[hf.Retention | None]:

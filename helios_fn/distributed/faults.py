@@ -127,6 +127,9 @@ def _bounded(call: Callable[[], Any], seconds: float) -> Any:
             box.append(None)
 
     thread = threading.Thread(target=run, daemon=True, name="helios_fn-notes")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no memory is left for one; the failure that led here must not be hidden
+        return None
     thread.join(seconds)
     return box[0] if box else None

@@ -46,6 +46,7 @@ class World:
         self._channel = channel
         self._owned = owned
         self._notes = notes or Notes(None, self.rank, self.size)
+        self._begun: list[Any] = []
 
     @property
     def is_main(self) -> bool:
@@ -99,8 +100,9 @@ class World:
         """Begin to replace the CPU vector by the largest elements over all processes; call the result to wait."""
         if self._channel is None:
             return lambda: None
-        work = self._talk("agreeing with the others", Channel.start_max_, flat)
-        return lambda: self._talk("agreeing with the others", lambda _: work.wait())
+        # Only here: work that somebody holds keeps the connections open after this process has left.
+        self._begun = [self._talk("agreeing with the others", Channel.start_max_, flat)]
+        return lambda: self._talk("agreeing with the others", lambda _: self._begun.pop().wait())
 
     def barrier(self) -> None:
         """Wait until all processes have come here."""
@@ -133,6 +135,7 @@ class World:
     def leave(self) -> None:
         """Close the connections, so that whoever still waits for this process hears of it at once."""
         if self._channel is not None:
+            self._begun.clear()
             group, self._channel.group = self._channel.group, None
             if self._owned and group is not None:
                 with contextlib.suppress(Exception):  # it may be broken already

@@ -42,7 +42,11 @@ class Rule:
 
     def slots(self, param: Tensor) -> dict[str, Tensor]:
         """The slots of a new parameter: zeros like itself, unless a rule says otherwise."""
-        return {name: torch.zeros_like(param) for name in self.names(param)}
+        # On the meta device zeros_like is written in Python, and imports half a second's worth of modules.
+        return {
+            name: param.new_zeros(param.shape) if param.is_meta else torch.zeros_like(param)
+            for name in self.names(param)
+        }
 
     def refusal(self, param: Tensor) -> str:
         """Why a parameter cannot be optimised and what to do about it, or nothing."""

@@ -11,6 +11,7 @@ From the command line, where ``my_project.train:job`` returns a `Job`::
     python -m helios_fn.testing my_project.train:job
 
 and, with every part of a run in a process of its own, in a test: ``check_resume_processes("my_project.train:job")``.
+That the number of processes changes nothing: ``check_world("my_project.train:job")``.
 
 With Hypothesis, over generated interruptions, see `helios_fn.testing.strategies`.
 """
@@ -27,3 +28,4 @@ from .trace import Trace as Trace
 from .trace import run_with as run_with
 from .verdicts import JobFailed as JobFailed
 from .verdicts import LawBroken as LawBroken
+from .world import check_world as check_world

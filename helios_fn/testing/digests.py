@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .. import tree
+from ..types import MicroBatches
 
 Digests: TypeAlias = Mapping[str, str]
 """For each path of a tree the kind of its leaf and a hash of its bits, in one text."""
@@ -25,6 +26,16 @@ def leaf_digests(values: Any) -> dict[str, str]:
     may hold an address, and nobody knows which of its attributes matter.
     """
     return {path: f"{_kind(leaf)}{_BITS}{_hash(leaf)}" for path, leaf in tree.items(values)}
+
+
+def batch_digests(batch: Any) -> dict[str, str]:
+    """What a step received, leaf by leaf. A micro-batch goes by its number within the iteration, whoever has it."""
+    if not isinstance(batch, MicroBatches):
+        return leaf_digests(batch)
+    found = {"micro-batches": str(batch.count)}
+    for index, item in enumerate(batch.items, start=batch.start):
+        found |= {f"micro-batch {index}{path}": kind for path, kind in leaf_digests(item).items()}
+    return found
 
 
 def differing(left: Digests, right: Digests) -> list[str]:

@@ -16,7 +16,7 @@ from ..config import Every, RunConfig
 from ..errors import RunFailed
 from ..sinks import JsonLines, read_rows
 from ..types import Reason, Result, Row
-from .digests import Digests, leaf_digests
+from .digests import Digests, batch_digests, leaf_digests
 from .interrupt import Crash, Interrupter, PlannedError, Stop, in_process_crash
 
 _LOG = "law-trace"  # a name that no sink of the user's has
@@ -71,6 +71,11 @@ class Trace:
     def note_metrics(self, iteration: int, digests: Digests, /) -> None:
         """See `Notes`."""
         self.metrics[iteration] = digests
+
+    def ended(self, result: Result) -> Trace:
+        """This trace with the end of a run noted by digests, which can be sent to another process."""
+        self.final, self.reason = leaf_digests(result.state), result.reason
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +174,7 @@ def logged_rows(root: Path) -> list[Row]:
 def _noting(step: Callable[[Any, Any], Any], notes: Notes) -> Callable[[Any, Any], Any]:
     def noted(state: Any, batch: Any) -> Any:
         iteration = state.counters.iteration
-        notes.note_batch(iteration, leaf_digests(batch))
+        notes.note_batch(iteration, batch_digests(batch))
         new = step(state, batch)
         notes.note_metrics(iteration, leaf_digests(getattr(new, "metrics", {})))
         return new

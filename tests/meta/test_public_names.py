@@ -16,7 +16,8 @@ NAMES = {
     "value_and_grad",
 }  # fmt: skip
 TESTING = {"Crash", "Job", "JobFailed", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume",
-           "check_resume_processes", "check_step", "check_workers", "run_with"}  # fmt: skip
+           "check_resume_processes", "check_step", "check_workers", "check_world",
+           "run_with"}  # fmt: skip
 
 
 def public(module) -> set[str]:

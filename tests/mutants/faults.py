@@ -413,5 +413,102 @@ FAULTS = [
         "parts_of_others_may_change_while_they_are_saved", "helios_fn/checkpoint/sharded_writer.py",
         "        self._written()\n", "",
         ("tests/world/test_sharded_checkpoints.py",),
+        "neighbours_are_merged_by_level_alone", "helios_fn/distributed/reduction.py",
+        "    return left.size == right.size and left.start % (2 * left.size) == 0\n",
+        "    return left.size == right.size\n",
+        ("tests/unit/test_distributed_reduction.py",),
+    ),
+    Fault(
+        "share_of_another_process_is_summed", "helios_fn/distributed/exchange.py",
+        "    if held != plan[channel.rank]:\n",
+        "    if len(held) != len(plan[channel.rank]):\n",
+        ("tests/world/test_exchange.py",),
+    ),
+    Fault(
+        "two_processes_with_several_nodes_are_all_reduced", "helios_fn/distributed/exchange.py",
+        "[len(nodes) for nodes in plan] == [1, 1]\n",
+        "len(plan) == 2 and all(len(nodes) < 2 for nodes in plan[:1])\n",
+        ("tests/world/test_exchange.py",),
+    ),
+    Fault(
+        "parts_of_a_scattered_sum_are_added_as_they_come", "helios_fn/distributed/exchange.py",
+        "    ((total,),) = combine(parts, partial.terms, partial.reduction)\n",
+        '    ((total,),) = combine(parts, partial.terms, "fold")\n',
+        ("tests/world/test_exchange.py",),
+    ),
+    Fault(
+        "validation_leaves_out_the_last_batch_of_a_slice", "helios_fn/driver/evaluate.py",
+        "        start, stop = rank_slice(self.batches, world.rank, world.size)\n",
+        "        start, stop = rank_slice(self.batches, world.rank, world.size)\n"
+        "        stop -= world.rank == 1 and stop - start > 1\n",
+        ("tests/world/test_law.py",),
+    ),
+    Fault(
+        "validation_draws_by_the_place_within_a_slice", "helios_fn/driver/evaluate.py",
+        "random.fold_in(key, number + 1)",
+        "random.fold_in(key, number - batches.start + 1)",
+        ("tests/world/test_law.py",),
+    ),
+    Fault(
+        "agreement_is_read_one_iteration_late_on_one_rank", "helios_fn/driver/agreement.py",
+        "        return self._received is not None or self._is_over\n",
+        "        late, self._late = getattr(self, '_late', False), self._received is not None or self._is_over\n"
+        "        return self._late if self._world.is_main else late\n",
+        ("tests/world/test_agreement.py",),
+    ),
+    Fault(
+        "each_rank_goes_by_its_own_clock", "helios_fn/driver/agreement.py",
+        "        return self._timer.is_over() if self._alone else self._is_over\n",
+        "        return self._timer.is_over()\n",
+        ("tests/world/test_agreement.py",),
+    ),
+    Fault(
+        "replicas_are_not_compared_after_the_first_iteration", "helios_fn/driver/replicas.py",
+        "        return min(regular, self._first) if iteration < self._first else regular\n",
+        "        return regular\n",
+        ("tests/world/test_agreement.py",),
+    ),
+    Fault(
+        "replicas_are_compared_after_the_save", "helios_fn/driver/loop.py",
+        "        self.replicas.compare(self.state)\n        self.outlets.commit()\n",
+        "        self.outlets.commit()\n",
+        ("tests/world/test_agreement.py",),
+    ),
+    Fault(
+        "every_rank_looks_at_the_folder", "helios_fn/driver/together.py",
+        "        self._by_main(self._folder.__enter__)\n",
+        "        self._folder.__enter__()\n",
+        ("tests/world/test_agreement.py",),
+    ),
+    Fault(
+        "each_rank_begins_with_a_fresh_state_of_its_own", "helios_fn/driver/together.py",
+        "        return Start(state, {}, _path(log_dir), _path(superseded), None)\n",
+        "        fresh = like if state.counters.iteration == 0 else state\n"
+        "        return Start(fresh, {}, _path(log_dir), _path(superseded), None)\n",
+        ("tests/world/test_agreement.py",),
+    ),
+    Fault(
+        "errors_of_rank_0_lose_their_type", "helios_fn/driver/together.py",
+        "_ERRORS.get(kind, RuntimeError)",
+        "RuntimeError",
+        ("tests/world/test_agreement.py",),
+    ),
+    Fault(
+        "who_leaves_a_run_keeps_its_connections", "helios_fn/driver/failure.py",
+        '{type(error).__name__}: {text}")\n    loop.world.leave()\n',
+        '{type(error).__name__}: {text}")\n',
+        ("tests/world/test_failures.py",),
+    ),
+    Fault(
+        "who_leaves_a_run_says_nothing", "helios_fn/driver/run.py",
+        '            loop.world.note("left", f"left the run after iteration {loop.complete.counters.iteration}")\n',
+        "",
+        ("tests/world/test_failures.py",),
+    ),
+    Fault(
+        "weightless_micro_batches_move_the_buffers", "helios_fn/nn/mean.py",
+        "            accumulate.scale([_change(new[at], self._old[at]) for at in self._floating], weight),\n",
+        "            accumulate.scale([_change(new[at], self._old[at]) for at in self._floating], 1),\n",
+        ("tests/unit/test_nn_microsteps.py",),
     ),
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helios_fn import tree
+from helios_fn.distributed.exchange import nodes_of_all
 from helios_fn.distributed.reduction import SUMS, Block, FoldSum, Partial, Term, TreeSum, blocks, combine, reduce_alone
 
 SEEDS = st.integers(0, 2**31)
@@ -121,3 +122,56 @@ def test_gaps_overlaps_and_emptiness_are_refused():
         combine([[block(0, 2)]], 3)
     with pytest.raises(ValueError, match="nothing to sum"):
         combine([], 0)
+
+
+def held(terms, plan, kind) -> list[list[Block]]:
+    """What each process holds after summing its own share, as a run does."""
+    return [
+        sliced(terms, [nodes[0][0], sum(nodes[-1])], kind)[0] if nodes else []
+        for nodes in plan
+    ]
+
+
+@given(seed=SEEDS, terms=st.integers(1, 40), data=st.data())
+def test_any_number_of_processes_sums_a_plan_to_the_same_bits(seed, terms, data):
+    """Also with more processes than terms, some of which then hold nothing: the short last iteration of an epoch."""
+    size = data.draw(st.integers(1, 40), label="processes")
+    values = random_terms(seed, terms)
+    whole = combine(sliced(values, [0, terms], TreeSum), terms)
+    assert tree.equal(combine(held(values, nodes_of_all(terms, size, "tree"), TreeSum), terms), whole)
+
+
+def test_plans_cover_every_term_once_for_all_numbers_up_to_forty():
+    """Each process holds consecutive terms, the next one goes on where it ends, and what it holds are its blocks."""
+    for terms in range(1, 41):
+        for size in range(1, 41):
+            for reduction in SUMS:
+                plan = nodes_of_all(terms, size, reduction)
+                assert len(plan) == size
+                reached = 0
+                for nodes in plan:
+                    for start, width in nodes:
+                        assert start == reached
+                        reached += width
+                assert reached == terms
+                assert size > terms or all(plan)
+                assert reduction == "tree" or all(len(nodes) <= 1 for nodes in plan)
+
+
+@pytest.mark.soak
+def test_all_plans_up_to_forty_sum_to_the_same_bits():
+    for terms in range(1, 41):
+        values = random_terms(terms, terms)
+        whole = combine(sliced(values, [0, terms], TreeSum), terms)
+        for size in range(1, terms + 1):
+            plan = nodes_of_all(terms, size, "tree")
+            assert tree.equal(combine(held(values, plan, TreeSum), terms), whole), (terms, size)
+
+
+@given(seed=SEEDS, terms=st.integers(1, 40), size=st.integers(1, 40))
+def test_a_fold_over_processes_is_the_tree_to_rounding(seed, terms, size):
+    values = random_terms(seed, terms)
+    found = combine(held(values, nodes_of_all(terms, size, "fold"), FoldSum), terms, "fold")
+    whole = combine(sliced(values, [0, terms], TreeSum), terms)
+    largest = sum(leaf.abs() for ((leaf,), _) in values)
+    assert bool(((found[0][0] - whole[0][0]).abs() <= 1e-5 * largest).all())

@@ -1,4 +1,4 @@
-"""Processes that do not end by themselves are ended soon; groups of them are started once."""
+"""Processes that do not end by themselves are ended soon; groups of processes and a pool, started once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from helios_fn.distributed import _watch
 
 from .gloo import Group
+from .pool import Pool
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +28,10 @@ def four():
     group = Group(4)
     yield group
     group.close()
+
+
+@pytest.fixture(scope="session")
+def pool():
+    made = Pool()
+    yield made
+    made.close()
