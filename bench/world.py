@@ -1,12 +1,12 @@
 """What does training with several processes cost, against ``DistributedDataParallel``?
 
-The peer is the usual loop: the module in ``torch.nn.parallel.DistributedDataParallel``, ``backward`` (with ``no_sync`` for
-all micro-batches but the last of an iteration), and fused AdamW. Ours is the step that ``hf.make_step`` returns, donated,
-on the micro-batches that the driver would hand over: with the key and the scope of each, the exact weights, the watch for
-values that are not finite. Both train in the same processes (gloo, one thread each), turn by turn. *Fold* sums as the peer
-does; *tree* gives the same bits for any number of processes.
+The peer is the usual loop: the module in ``torch.nn.parallel.DistributedDataParallel``, ``backward`` (with ``no_sync``
+for all micro-batches but the last of an iteration), and fused AdamW. Ours is the step that ``hf.make_step`` returns,
+donated, on the micro-batches that the driver would hand over: with the key and the scope of each, the exact weights, the
+watch for values that are not finite. Both train in the same processes (gloo, one thread each), turn by turn. *Fold* sums
+as the peer does; *tree* gives the same bits for any number of processes.
 
-Where there are more processes than cores, they wait for each other's turn on the processor: such figures are only reported.
+Where there are more processes than cores, they wait for their turns on a processor: such figures are only reported.
 
     python -m bench.world [--part "GPT 0.8M, 2 processes, S=2"]
 """
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from . import models
 from .harness import Bench
 from .measure import Span, Stopwatch, Timing, Whole, measure
-from .models import LEARNING_RATE, Batch, Workload
+from .models import LEARNING_RATE, Workload
 
 DDP, FOLD, TREE = "DDP + fused AdamW", "ours, fold", "ours, tree"
 WORKLOADS = {workload.name: workload for workload in (models.MLP, models.GPT_SMALL)}
