@@ -60,7 +60,9 @@ def exchange_flat(channel: Channel, partial: Partial, found: list[Bucket]) -> li
         return _gathered(channel, plan, partial, found)
     if _any_order(plan, partial.reduction):
         return _all_reduced(channel, partial, found)
-    return [_scattered(channel, plan, partial, bucket) for bucket in found]
+    small = [bucket for bucket in found if bucket.nbytes * max(map(len, plan)) <= GATHERED_BYTES]
+    sums = dict(zip(small, _gathered(channel, plan, partial, small), strict=True))
+    return [sums[each] if each in sums else _scattered(channel, plan, partial, each) for each in found]
 
 
 def nodes_of_all(terms: int, size: int, reduction: ReductionName) -> list[Nodes]:
@@ -134,7 +136,7 @@ def _as_blocks(plan: list[Nodes], terms: Sequence[Sequence[list[torch.Tensor]]])
 
 
 def _split(data: torch.Tensor, parts: int) -> Sequence[torch.Tensor]:
-    return data.split(data.numel() // parts) if parts else ()
+    return data.split(data.numel() // parts) if parts and data.numel() else [data] * parts
 
 
 def _unpacked(data: torch.Tensor, members: Sequence[tuple[int, Bucket]]) -> list[torch.Tensor]:
