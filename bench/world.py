@@ -2,9 +2,9 @@
 
 The peer is the usual loop: the module in ``torch.nn.parallel.DistributedDataParallel``, ``backward`` (with ``no_sync``
 for all micro-batches but the last of an iteration), and fused AdamW. Ours is the step that ``hf.make_step`` returns,
-donated, on the micro-batches that the driver would hand over: with the key and the scope of each, the exact weights, the
-watch for values that are not finite. Both train in the same processes (gloo, one thread each), turn by turn. *Fold* sums
-as the peer does; *tree* gives the same bits for any number of processes.
+donated, on the micro-batches that the driver would hand over: with the key and the scope of each, the exact weights,
+the watch for values that are not finite. Both train in the same processes (gloo, one thread each), turn by turn. *Fold*
+sums as the peer does; *tree* gives the same bits for any number of processes.
 
 Where there are more processes than cores, they wait for their turns on a processor: such figures are only reported.
 

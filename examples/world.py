@@ -8,6 +8,7 @@ on with fewer. All end in the same state, which is compared by digest.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shutil
 import signal
@@ -32,11 +33,11 @@ RUNS = {  # name: (processes, the part of the run after which they stop or are k
 }
 
 
+@dataclasses.dataclass
 class Kill(hf.Observer):
-    """Kills the process that it is in; the others have to notice by themselves."""
+    """Kills the process that it is in."""
 
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
+    iteration: int
 
     def on_iteration(self, state: hf.TrainState) -> None:
         if state.counters.iteration == self.iteration:
@@ -75,17 +76,15 @@ MODELS = {  # what is trained, the micro-batches in an iteration, and the data, 
 
 def train(name: str, data: tuple, root: Path, epochs: int, until: str | None) -> tuple[str, float]:
     """What each process does; returns the digest of the last state and its loss."""
-    make, micro_batches, _ = MODELS[name]
-    loss_fn, params, buffers, loader = make(*data)
+    micro_batches = MODELS[name][1]
+    loss_fn, params, buffers, loader = MODELS[name][0](*data)
     total = epochs * -(-loader.batches_per_epoch // micro_batches)
     what, _, part = (until or "").partition(" at ")
     end = 1 + total * int(part[0]) // int(part[2]) if until else total
-    optimizer = hf.optim.chain(hf.optim.clip_by_global_norm(1.0), hf.optim.adamw(3e-3))
-    average = hf.ema(0.95)
-    rank = hf.distributed.connect().rank
+    optimizer, average = hf.optim.chain(hf.optim.clip_by_global_norm(1.0), hf.optim.adamw(3e-3)), hf.ema(0.95)
     cfg = hf.RunConfig(
-        unit="epoch", total=epochs, micro_batches=micro_batches, reduction="tree", root=root, name=name,
-        checkpoint_every=hf.Every(4, "iteration"), collective_timeout=60.0, progress=False,
+        unit="epoch", total=epochs, micro_batches=micro_batches, root=root, name=name, progress=False,
+        checkpoint_every=hf.Every(4, "iteration"), collective_timeout=60.0,
     )  # fmt: skip
     result = hf.run(
         hf.make_step(loss_fn, optimizer, average=average),
@@ -93,7 +92,7 @@ def train(name: str, data: tuple, root: Path, epochs: int, until: str | None) ->
         loader,
         cfg,
         should_stop=(lambda state: state.counters.iteration >= end) if what == "stop" else None,
-        observers=[Kill(end)] if what == "kill" and rank == 1 else [],
+        observers=[Kill(end)] if what == "kill" and hf.distributed.connect().rank == 1 else [],
     )
     return hf.tree.digest(result.state), float(result.state.metrics["loss"])
 
@@ -124,9 +123,8 @@ def main() -> None:
         print(f"{name:<20}{'last loss':<12}digest of the final state")
         for run, (digest, loss) in found.items():
             print(f"{run:<20}{loss:<12.4f}{digest}")
-        same = len(set(found.values())) == 1
-        print(f"the five final states are {'equal, bit for bit' if same else 'NOT EQUAL'}\n", flush=True)
-        equal = equal and same
+        equal = equal and len(set(found.values())) == 1
+        print(f"the five final states are {'equal, bit for bit' if equal else 'NOT EQUAL'}\n", flush=True)
     print(f"{time.monotonic() - begin:.0f} seconds")
     sys.exit(0 if equal else 1)
 
