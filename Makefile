@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 PEERS := build/bench
 PEERS_READY := $(PEERS)/ready
 
-.PHONY: help demo test laws lint types check soak mutants bench seek clean
+.PHONY: help demo world test laws lint types check soak mutants bench seek clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ $(PEERS_READY): pyproject.toml .ci/constraints.txt
 
 demo: $(READY) ## train a classifier three ways, killed twice on the way, and compare the bits
 	$(BIN)/python examples/demo.py
+
+world: $(READY) ## train two models on 1, 2 and 4 processes, and on numbers that change, and compare the bits
+	$(BIN)/python examples/world.py
 
 test: $(READY) ## lint, types and all tests (under ten minutes on two cores)
 	$(BIN)/ruff check .

@@ -145,12 +145,16 @@ class Bench:
         """
         rounds = self.rounds if rounds is None or self.quick else rounds
         timing = measure(cases, rounds=rounds, chunk=0.002 if self.quick else chunk)
+        self.report(title, cases, timing, base=base)
+        return timing
+
+    def report(self, title: str, cases: Mapping[str, Case], timing: Timing, *, base: str) -> None:
+        """Print and keep the table of a `Timing` that was taken elsewhere, as in other processes."""
         rows = [self._row(title, name, case, base, timing) for name, case in cases.items()]
         self._show(title, ["peer", "us/iteration", "CPU us", "ratio", "CPU ratio", "quartiles"], rows)
         skipped = [f"- {name}: {case.reason}" for name, case in cases.items() if isinstance(case, Skip)]
         if skipped:
             self.note("\n".join(["Skipped:\n", *skipped]))
-        return timing
 
     def _row(self, title: str, name: str, case: Case, base: str, timing: Timing) -> list[str]:
         if isinstance(case, Skip):

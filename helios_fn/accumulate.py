@@ -23,7 +23,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 def zeros(leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """An empty accumulator for ``leaves``: equal shapes, and the dtypes that `scale` returns."""
-    return [torch.zeros_like(leaf, dtype=_accumulator_dtype(leaf)) for leaf in leaves]
+    return [torch.zeros_like(leaf, dtype=accumulator_dtype(leaf)) for leaf in leaves]
 
 
 def scale(leaves: Sequence[torch.Tensor], weight: Scalar | torch.Tensor) -> list[torch.Tensor]:
@@ -34,10 +34,20 @@ def scale(leaves: Sequence[torch.Tensor], weight: Scalar | torch.Tensor) -> list
     if not leaves or weight == 0:
         return zeros(leaves)
     if weight == 1:
-        return [leaf.to(_accumulator_dtype(leaf), copy=True) for leaf in leaves]
+        return [leaf.to(accumulator_dtype(leaf), copy=True) for leaf in leaves]
     if is_traced():
         return [leaf * weight for leaf in _widened(leaves)]
     return list(torch._foreach_mul(_widened(leaves), weight))
+
+
+def scale_(leaf: torch.Tensor, weight: Scalar | torch.Tensor) -> None:
+    """``leaf *= weight`` with the bits of `scale`; ``leaf`` has the dtype of sums already."""
+    if isinstance(weight, torch.Tensor):
+        leaf.copy_(torch.where(weight == 0, 0, leaf * weight))
+    elif weight == 0:
+        leaf.zero_()
+    elif weight != 1:
+        leaf.mul_(weight)
 
 
 def add_(acc: list[torch.Tensor], leaves: Sequence[torch.Tensor]) -> None:
@@ -71,7 +81,8 @@ def widen(leaf: torch.Tensor) -> torch.Tensor:
     return leaf.float() if leaf.dtype in _HALVES else leaf
 
 
-def _accumulator_dtype(leaf: torch.Tensor) -> torch.dtype:
+def accumulator_dtype(leaf: torch.Tensor) -> torch.dtype:
+    """The dtype that sums of ``leaf`` are kept in: float32 for half precisions, else its own."""
     return torch.float32 if leaf.dtype in _HALVES else leaf.dtype
 
 

@@ -12,10 +12,11 @@ BUCKET_BYTES = 64 << 20
 
 
 class Bucket(NamedTuple):
-    """Leaves of one dtype on one device: their places in the list, their shapes, and the elements of all."""
+    """Leaves of one dtype on one device: their places in the list, their forms, and the elements of all."""
 
     places: tuple[int, ...]
     shapes: tuple[torch.Size, ...]
+    orders: tuple[tuple[int, ...] | None, ...]
     numel: int
     dtype: torch.dtype
     device: torch.device
@@ -26,26 +27,90 @@ class Bucket(NamedTuple):
         return self.numel * self.dtype.itemsize
 
     def flat(self, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The leaves of this bucket as one vector, in new memory."""
-        return torch.cat([leaves[place].reshape(-1) for place in self.places])
+        """The leaves of this bucket as one vector: in new memory, unless one leaf is all there is."""
+        lines = self._lines(leaves)
+        return lines[0] if len(lines) == 1 else torch.cat(lines)
+
+    def write(self, leaves: Sequence[torch.Tensor], flat: torch.Tensor) -> None:
+        """Write the leaves into the vector, which may have a wider dtype."""
+        torch.cat(self._lines(leaves), out=flat)
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """The inverse of `flat`: views of the vector in the shapes of the leaves."""
+        """The inverse of `flat`: views of the vector in the shapes, and the order in memory, of the leaves."""
         parts = flat.split([shape.numel() for shape in self.shapes])
-        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return [
+            part.view(shape) if order is None else _in_order(part, shape, order)
+            for part, shape, order in zip(parts, self.shapes, self.orders, strict=True)
+        ]
+
+    def _lines(self, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [
+            leaves[place].reshape(-1) if order is None else leaves[place].permute(order).reshape(-1)
+            for place, order in zip(self.places, self.orders, strict=True)
+        ]
 
 
-def buckets(leaves: Sequence[torch.Tensor], *, limit: int = BUCKET_BYTES) -> list[Bucket]:
+def buckets(
+    leaves: Sequence[torch.Tensor],
+    *,
+    dtypes: Sequence[torch.dtype] | None = None,
+    limit: int = BUCKET_BYTES,
+    in_memory_order: bool = False,
+) -> list[Bucket]:
     """The buckets of a list of tensors: by dtype and device, the widest dtypes first, no larger than they must be.
 
     They depend on shapes, dtypes and devices alone, so all processes find the same ones.
+
+    Args:
+        leaves: the tensors, or others of the same forms.
+        dtypes: those of the buckets; by default those of the leaves.
+        limit: see `BUCKET_BYTES`.
+        in_memory_order: take the elements of a tensor in the order in which they lie in memory, for tensors whose
+            strides are known to be the same on all processes. By default in row-major order.
     """
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for place, leaf in enumerate(leaves):
-        kinds.setdefault((leaf.dtype, leaf.device), []).append(place)
+        kinds.setdefault((leaf.dtype if dtypes is None else dtypes[place], leaf.device), []).append(place)
     # Widest first: in a message made of all of them every part begins at a multiple of its item size.
     order = sorted(kinds, key=lambda kind: (-kind[0].itemsize, str(kind[0]), str(kind[1])))
-    return [bucket for kind in order for bucket in _closed(kind, kinds[kind], leaves, limit)]
+    return [bucket for kind in order for bucket in _closed(kind, kinds[kind], leaves, limit, in_memory_order)]
+
+
+def packed(found: Sequence[Bucket], leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The leaves as one vector for each bucket; on each device all of them lie in one new piece of memory."""
+    room = {
+        device: torch.empty(
+            sum(aligned(bucket.nbytes) for bucket in found if bucket.device == device), dtype=torch.uint8, device=device
+        )
+        for device in dict.fromkeys(bucket.device for bucket in found)
+    }
+    flats = []
+    for bucket in found:
+        data, room[bucket.device] = room[bucket.device].tensor_split([aligned(bucket.nbytes)])
+        flats.append(data[: bucket.nbytes].view(bucket.dtype))
+        bucket.write(leaves, flats[-1])
+    return flats
+
+
+def as_bytes(flats: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The vectors as one of bytes, each padded to a multiple of 16; without a copy where they are `packed` together."""
+    data = torch.empty(0, dtype=torch.uint8, device=device)
+    if not flats:
+        return data
+    storage, start = flats[0].untyped_storage(), 0
+    for flat in flats:
+        if flat.data_ptr() != storage.data_ptr() + start:
+            break
+        start += aligned(flat.nbytes)
+    else:
+        if storage.nbytes() == start:
+            return data.set_(storage)
+    return torch.cat([_padded(flat) for flat in flats])
+
+
+def aligned(nbytes: int) -> int:
+    """The next multiple of 16, the size of the widest dtype."""
+    return -(-nbytes // 16) * 16
 
 
 def spread(found: Sequence[Bucket], flats: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -57,7 +122,11 @@ def spread(found: Sequence[Bucket], flats: Iterable[torch.Tensor]) -> list[torch
 
 
 def _closed(
-    kind: tuple[torch.dtype, torch.device], places: list[int], leaves: Sequence[torch.Tensor], limit: int
+    kind: tuple[torch.dtype, torch.device],
+    places: list[int],
+    leaves: Sequence[torch.Tensor],
+    limit: int,
+    in_memory_order: bool,
 ) -> list[Bucket]:
     found: list[list[int]] = [[]]
     size = 0
@@ -67,8 +136,31 @@ def _closed(
             size = 0
         found[-1].append(place)
         size += leaves[place].numel() * kind[0].itemsize
-    shapes = [tuple(leaves[place].shape for place in group) for group in found]
-    return [
-        Bucket(tuple(group), shape, sum(each.numel() for each in shape), *kind)
-        for group, shape in zip(found, shapes, strict=True)
-    ]
+    return [_bucket(tuple(group), [leaves[place] for place in group], kind, in_memory_order) for group in found]
+
+
+def _bucket(
+    places: tuple[int, ...], leaves: list[torch.Tensor], kind: tuple[torch.dtype, torch.device], in_memory_order: bool
+) -> Bucket:
+    shapes = tuple(leaf.shape for leaf in leaves)
+    orders = tuple(_order(leaf) if in_memory_order else None for leaf in leaves)
+    return Bucket(places, shapes, orders, sum(leaf.numel() for leaf in leaves), *kind)
+
+
+def _order(leaf: torch.Tensor) -> tuple[int, ...] | None:
+    """The dimensions in their order in memory; ``None`` for the usual one, and where elements share their places."""
+    if leaf.is_contiguous():
+        return None
+    order = tuple(sorted(range(leaf.dim()), key=leaf.stride, reverse=True))
+    return order if leaf.permute(order).is_contiguous() else None
+
+
+def _in_order(part: torch.Tensor, shape: torch.Size, order: tuple[int, ...]) -> torch.Tensor:
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return part.view([shape[at] for at in order]).permute(back)
+
+
+def _padded(flat: torch.Tensor) -> torch.Tensor:
+    data = flat.view(torch.uint8)
+    missing = aligned(data.numel()) - data.numel()
+    return torch.nn.functional.pad(data, (0, missing)) if missing else data

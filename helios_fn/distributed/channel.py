@@ -27,15 +27,24 @@ class Channel:
         self.size = dist.get_world_size(group)
 
     def gather(self, flat: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
-        """The vectors of all processes, by rank; that of rank r has ``sizes[r]`` elements."""
+        """The vectors of all processes, by rank; that of rank r has ``sizes[r]`` elements. The own one is ``flat``."""
         # One round of messages between all pairs. A ring takes size - 1 rounds, and small messages cost their rounds.
-        return self.swap(flat.repeat(self.size), [flat.numel()] * self.size, sizes)
+        outgoing = flat if self.size == 2 else flat.repeat(self.size - 1)
+        received = self.swap(outgoing, [flat.numel()] * self.size, sizes)
+        received[self.rank] = flat
+        return received
 
     def swap(self, flat: torch.Tensor, given: Sequence[int], taken: Sequence[int]) -> list[torch.Tensor]:
-        """Give the r-th part of ``flat``, of ``given[r]`` elements, to rank r; return what this one was given."""
+        """Give parts of ``flat`` to the others and return theirs, by rank; to and from this rank itself goes nothing.
+
+        ``flat`` is made of the parts for all ranks but this one, in order: ``given[r]`` elements for rank r. What comes
+        has ``taken[r]`` elements.
+        """
+        # A copy to itself would cost this process as much as one from another.
+        given, taken = ([0 if rank == self.rank else n for rank, n in enumerate(sizes)] for sizes in (given, taken))
         received = flat.new_empty(sum(taken))
-        dist.all_to_all_single(received, flat, list(taken), list(given), group=self.group)
-        return list(received.split(list(taken)))
+        dist.all_to_all_single(received, flat, taken, given, group=self.group)
+        return list(received.split(taken))
 
     def sum_(self, flats: Sequence[torch.Tensor]) -> None:
         """Replace each vector by the sum over all processes, the same bits on each of them, in an order of its own."""

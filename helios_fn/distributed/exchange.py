@@ -19,12 +19,15 @@ import torch
 
 from ..schedule import rank_slice
 from ..types import ReductionName
-from .buckets import Bucket, buckets, spread
+from .buckets import Bucket, aligned, as_bytes, buckets, spread
 from .channel import Channel
 from .reduction import Block, Partial, Term, blocks, combine, leaves_of, regrouped
 
 GATHERED_BYTES = 256 << 10
 """Up to this much from each process, one round of larger messages is faster than two of smaller ones."""
+
+PAIR_BYTES = 16 << 20
+"""The same for two processes with one node each. An all-reduce would move as much, but take its turn for each dtype."""
 
 Nodes = list[tuple[int, int]]
 """``(start, size)`` of the sums that one process holds."""
@@ -53,11 +56,13 @@ def exchange_flat(channel: Channel, partial: Partial, found: list[Bucket]) -> li
             f"its share is {_ranges(plan[channel.rank])}: hand the step what the driver or the loader's feed delivered"
         )
     nbytes = sum(bucket.nbytes for bucket in found)
-    if nbytes * max(map(len, plan)) <= GATHERED_BYTES:
+    if nbytes * max(map(len, plan)) <= (PAIR_BYTES if _is_pair(plan) else GATHERED_BYTES):
         return _gathered(channel, plan, partial, found)
     if _any_order(plan, partial.reduction):
         return _all_reduced(channel, partial, found)
-    return [_scattered(channel, plan, partial, bucket) for bucket in found]
+    small = [bucket for bucket in found if bucket.nbytes * max(map(len, plan)) <= GATHERED_BYTES]
+    sums = dict(zip(small, _gathered(channel, plan, partial, small), strict=True)) if small else {}
+    return [sums[each] if each in sums else _scattered(channel, plan, partial, each) for each in found]
 
 
 def nodes_of_all(terms: int, size: int, reduction: ReductionName) -> list[Nodes]:
@@ -69,8 +74,12 @@ def nodes_of_all(terms: int, size: int, reduction: ReductionName) -> list[Nodes]
 
 
 def _any_order(plan: list[Nodes], reduction: ReductionName) -> bool:
+    return reduction == "fold" or _is_pair(plan)
+
+
+def _is_pair(plan: list[Nodes]) -> bool:
     # The sum of two is the same in both orders.
-    return reduction == "fold" or [len(nodes) for nodes in plan] == [1, 1]
+    return [len(nodes) for nodes in plan] == [1, 1]
 
 
 def _gathered(channel: Channel, plan: list[Nodes], partial: Partial, found: list[Bucket]) -> list[torch.Tensor]:
@@ -78,18 +87,15 @@ def _gathered(channel: Channel, plan: list[Nodes], partial: Partial, found: list
     sums: dict[int, torch.Tensor] = {}
     for device in dict.fromkeys(bucket.device for bucket in found):
         members = [(place, bucket) for place, bucket in enumerate(found) if bucket.device == device]
-        lengths = [_aligned(bucket.nbytes) for _, bucket in members]
-        message = [_padded(bucket.flat(leaves_of(block.term))) for block in partial.blocks for _, bucket in members]
-        flat = torch.cat(message) if message else torch.empty(0, dtype=torch.uint8, device=device)
-        received = channel.gather(flat, [sum(lengths) * len(nodes) for nodes in plan])
-        parts = [
-            [
-                Block(*node, [_unpacked(piece, members)])
-                for node, piece in zip(nodes, _split(data, len(nodes)), strict=True)
-            ]
-            for nodes, data in zip(plan, received, strict=True)
+        own = [[bucket.flat(leaves_of(block.term)) for _, bucket in members] for block in partial.blocks]
+        message = as_bytes([flat for flats in own for flat in flats], device)
+        length = sum(aligned(bucket.nbytes) for _, bucket in members)
+        received = channel.gather(message, [length * len(nodes) for nodes in plan])
+        terms = [
+            own if rank == channel.rank else [_unpacked(each, members) for each in _split(data, len(plan[rank]))]
+            for rank, data in enumerate(received)
         ]
-        (total,) = combine(parts, partial.terms, partial.reduction)
+        (total,) = combine(_as_blocks(plan, terms), partial.terms, partial.reduction)
         sums.update(zip([place for place, _ in members], total, strict=True))
     return [sums[place] for place in range(len(found))]
 
@@ -106,35 +112,31 @@ def _all_reduced(channel: Channel, partial: Partial, found: list[Bucket]) -> lis
 
 def _scattered(channel: Channel, plan: list[Nodes], partial: Partial, bucket: Bucket) -> torch.Tensor:
     """Part r of everybody's nodes goes to rank r, is summed there, and comes back to all."""
-    cuts = [rank_slice(bucket.numel, rank, channel.size) for rank in range(channel.size)]
-    widths = [stop - start for start, stop in cuts]
-    mine = widths[channel.rank]
-    flats = [bucket.flat(leaves_of(block.term)) for block in partial.blocks]
-    if flats:
-        outgoing = torch.cat([flat[start:stop] for start, stop in cuts for flat in flats])
-    else:
-        outgoing = torch.empty(0, dtype=bucket.dtype, device=bucket.device)
-    given = [width * len(partial.blocks) for width in widths]
-    received = channel.swap(outgoing, given, [mine * len(nodes) for nodes in plan])
-    parts = [
-        [Block(*node, [[piece]]) for node, piece in zip(nodes, _split(data, len(nodes)), strict=True)]
-        for nodes, data in zip(plan, received, strict=True)
+    rank = channel.rank
+    cuts = [slice(*rank_slice(bucket.numel, each, channel.size)) for each in range(channel.size)]
+    widths = [cut.stop - cut.start for cut in cuts]
+    own = [bucket.flat(leaves_of(block.term)) for block in partial.blocks]
+    away = [flat[cut] for to, cut in enumerate(cuts) for flat in own if to != rank]
+    outgoing = torch.cat(away) if away else torch.empty(0, dtype=bucket.dtype, device=bucket.device)
+    given = [width * len(own) for width in widths]
+    received = channel.swap(outgoing, given, [widths[rank] * len(nodes) for nodes in plan])
+    terms = [
+        [[flat[cuts[rank]]] for flat in own] if each == rank else [[part] for part in _split(data, len(plan[each]))]
+        for each, data in enumerate(received)
     ]
-    ((total,),) = combine(parts, partial.terms, partial.reduction)
+    ((total,),) = combine(_as_blocks(plan, terms), partial.terms, partial.reduction)
     return torch.cat(channel.gather(total, widths))
+
+
+def _as_blocks(plan: list[Nodes], terms: Sequence[Sequence[list[torch.Tensor]]]) -> list[list[Block]]:
+    return [
+        [Block(*node, [term]) for node, term in zip(nodes, held, strict=True)]
+        for nodes, held in zip(plan, terms, strict=True)
+    ]
 
 
 def _split(data: torch.Tensor, parts: int) -> Sequence[torch.Tensor]:
     return data.split(data.numel() // parts) if parts and data.numel() else [data] * parts
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // 16) * 16  # the widest dtype has 16 bytes
-
-
-def _padded(flat: torch.Tensor) -> torch.Tensor:
-    data = flat.view(torch.uint8)
-    return torch.nn.functional.pad(data, (0, _aligned(data.numel()) - data.numel()))
 
 
 def _unpacked(data: torch.Tensor, members: Sequence[tuple[int, Bucket]]) -> list[torch.Tensor]:
@@ -142,7 +144,7 @@ def _unpacked(data: torch.Tensor, members: Sequence[tuple[int, Bucket]]) -> list
     found, start = [], 0
     for _, bucket in members:
         found.append(data[start : start + bucket.nbytes].view(bucket.dtype))
-        start += _aligned(bucket.nbytes)
+        start += aligned(bucket.nbytes)
     return found
 
 

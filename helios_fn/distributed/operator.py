@@ -27,7 +27,8 @@ def register(exchange: Flat) -> None:
     ) -> list[torch.Tensor]:
         width = len(leaves) // len(starts)
         blocks = [
-            Block(start, size, [list(leaves[at * width : (at + 1) * width])])
+            # The exchange writes into what it is given, which an operator may not.
+            Block(start, size, [[leaf.clone() for leaf in leaves[at * width : (at + 1) * width]]])
             for at, (start, size) in enumerate(zip(starts, sizes, strict=True))
         ]
         # No output may share memory with another, and what was gathered lies in one message.

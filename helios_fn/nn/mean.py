@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple, Self
 
 import torch
 
 from .. import accumulate, tree
+from ..distributed.buckets import Bucket, buckets, packed, spread
 from ..distributed.reduction import Term
 from ..tracing import is_traced
 from ..types import Json, Tree
@@ -74,7 +76,8 @@ class Layout:
     """How results of one iteration become terms to be summed, and how sums become their mean.
 
     A term has four groups: scalars (weight, loss, metrics), gradients, changes of floating point buffers,
-    and other buffers.
+    and other buffers. Of plain tensors it is packed: one vector for each dtype, so that sums have few calls to make and
+    a message needs no copy.
 
     The layout is fixed by the first result. Buffers that it returns unchanged (the very tensors of the state, as frozen
     weights are) cost nothing.
@@ -82,32 +85,36 @@ class Layout:
     Args:
         facts: what the first result looks like.
         grads: any tree of tensors in the shapes and the structure of the gradients.
+        params: those of the state.
         buffers: those of the state.
 
     Attributes:
         facts: the same.
     """
 
-    def __init__(self, facts: Facts, grads: Tree, buffers: Tree) -> None:
+    def __init__(self, facts: Facts, grads: Tree, params: Tree, buffers: Tree) -> None:
         self.facts = facts
         self._flatten_grads, self._flatten_buffers = tree.Flattener(), tree.Flattener()
-        _, self._grad_spec = self._flatten_grads(grads)
+        leaves, self._grad_spec = self._flatten_grads(grads)
         self._old, self._buffer_spec = self._flatten_buffers(buffers)
         changed = [at for at in range(len(self._old)) if at not in facts.unchanged]
         self._floating = [at for at in changed if _is_floating(self._old[at])]
         self._other = [at for at in changed if not _is_floating(self._old[at])]
+        self._forms = _in_form_of(tree.leaves(params), leaves)
+        self._packs = not is_traced() and all(map(_is_plain, [*leaves, *(self._old[at] for at in changed)]))
+        self._buckets: list[Bucket] = []
 
     @classmethod
-    def of(cls, first: Mean, index: int, buffers: Tree) -> Self:
+    def of(cls, first: Mean, index: int, params: Tree, buffers: Tree) -> Self:
         """The layout of the results that are like the ``first``, that of micro-batch ``index``."""
         names = sorted(first.metrics)
         # Nothing more of the first result is kept: its gradients would live as long as the iteration.
         scalars = [leaf.dtype for leaf in _scalars(first, names)]
         grads = [leaf.dtype for leaf in tree.leaves(first.grads)]
-        layout = cls(Facts(index, names, scalars, grads, frozenset()), first.grads, buffers)
+        layout = cls(Facts(index, names, scalars, grads, frozenset()), first.grads, params, buffers)
         new = layout._new_buffers(first, index)
         same = frozenset(at for at, (leaf, old) in enumerate(zip(new, layout._old, strict=True)) if leaf is old)
-        return cls(layout.facts._replace(unchanged=same), first.grads, buffers) if same else layout
+        return cls(layout.facts._replace(unchanged=same), first.grads, params, buffers) if same else layout
 
     def term(self, result: Mean, index: int) -> Term:
         """The weighted term of micro-batch ``index``, in new tensors.
@@ -129,13 +136,32 @@ class Layout:
                     f"{facts.index} returned it as it was: return new buffers from all or from none"
                 )
         grads, _ = self._flatten_grads(result.grads)
-        return [
-            [_as_tensor(weight), *accumulate.scale(_scalars(result, facts.names), weight)],
-            accumulate.scale(grads, weight),
-            accumulate.scale([_change(new[at], self._old[at]) for at in self._floating], weight),
-            # Only micro-batch 0 counts. As a sum with zeros this needs no exchange of its own.
-            accumulate.scale([new[at] for at in self._other], 1 if index == 0 else 0),
+        groups = [
+            _scalars(result, facts.names),
+            grads,
+            [_change(new[at], self._old[at]) for at in self._floating],
+            [new[at] for at in self._other],
         ]
+        # Of other buffers only those of micro-batch 0 count. As a sum with zeros this needs no exchange of its own.
+        if self._packs:
+            return self._packed(groups, weight, 1 if index == 0 else 0)
+        scalars, grads, changes = (accumulate.scale(group, weight) for group in groups[:3])
+        return [[_as_tensor(weight), *scalars], grads, changes, accumulate.scale(groups[3], 1 if index == 0 else 0)]
+
+    def _packed(self, groups: list[list[torch.Tensor]], weight: Weight, weight_of_others: int) -> Term:
+        *floating, others = groups
+        # One times the weight is the weight: so it need not be told from what is multiplied by it.
+        leaves = [_one(weight), *(leaf for group in floating for leaf in group), *others]
+        if not self._buckets:
+            old = [self._old[at] for at in (*self._floating, *self._other)]
+            forms = [_one(weight), *floating[0], *self._forms, *old]
+            dtypes = [accumulate.accumulator_dtype(leaf) for leaf in leaves]
+            self._buckets = buckets(forms, dtypes=dtypes, in_memory_order=True)
+        flats = packed(self._buckets, leaves)
+        for bucket, flat in zip(self._buckets, flats, strict=True):
+            floats = bucket.dtype.is_floating_point or bucket.dtype.is_complex
+            accumulate.scale_(flat, weight if floats else weight_of_others)
+        return [flats]
 
     def empty_term(self, params: Tree) -> Term:
         """A term like those of `term`, of zeros, on the devices of ``params``; for a process without a micro-batch."""
@@ -144,6 +170,9 @@ class Layout:
         device = leaves[0].device
         scalars = [torch.zeros((), dtype=dtype, device=device) for dtype in facts.scalar_dtypes]
         grads = [torch.empty_like(leaf, dtype=dtype) for leaf, dtype in zip(leaves, facts.grad_dtypes, strict=True)]
+        if self._packs:
+            old = [[self._old[at] for at in group] for group in (self._floating, self._other)]
+            return self._packed([scalars, grads, *old], 0, 0)
         return [
             [_as_tensor(torch.zeros((), device=device)), *accumulate.zeros(scalars)],
             accumulate.zeros(grads),
@@ -153,7 +182,7 @@ class Layout:
 
     def mean(self, total: Term) -> Mean:
         """The mean from the sum of all terms."""
-        (weights, *scalars), grads, changes, others = total
+        (weights, *scalars), grads, changes, others = self._unpacked(total) if self._packs else total
         weight: Weight = weights if is_traced() or weights.device.type != "cpu" else weights.item()
         loss, *metrics = _cast(accumulate.divide(scalars, weight), self.facts.scalar_dtypes)
         buffers = list(self._old)
@@ -168,6 +197,12 @@ class Layout:
             dict(zip(self.facts.names, metrics, strict=True)),
             weight,
         )
+
+    def _unpacked(self, total: Term) -> Term:
+        leaves = iter(spread(self._buckets, total[0]))
+        facts = self.facts
+        sizes = (1 + len(facts.scalar_dtypes), len(facts.grad_dtypes), len(self._floating), len(self._other))
+        return [list(itertools.islice(leaves, size)) for size in sizes]
 
     def _new_buffers(self, result: Mean, index: int) -> list[Any]:
         new, treespec = self._flatten_buffers(result.buffers)
@@ -203,6 +238,26 @@ def _choose(condition: bool | torch.Tensor, left: torch.Tensor, right: torch.Ten
     if isinstance(condition, torch.Tensor):
         return torch.where(condition, left, right)
     return left if condition else right
+
+
+def _one(weight: Weight) -> torch.Tensor:
+    if not isinstance(weight, torch.Tensor):
+        return torch.ones((), dtype=torch.float64)
+    return torch.ones((), dtype=torch.float32 if weight.device.type == "mps" else torch.float64, device=weight.device)
+
+
+def _in_form_of(params: list[torch.Tensor], grads: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What says in which order the elements of gradients are packed: the same on every process.
+
+    That of the parameters, as optimisers like it. The gradients' own may depend on the size of a batch.
+    """
+    if [leaf.shape for leaf in params] == [leaf.shape for leaf in grads]:
+        return params
+    return [leaf.new_empty(leaf.shape) for leaf in grads]
+
+
+def _is_plain(leaf: torch.Tensor) -> bool:
+    return type(leaf) is torch.Tensor and leaf.layout == torch.strided and not leaf.requires_grad
 
 
 def _as_tensor(weight: Weight) -> torch.Tensor:

@@ -86,7 +86,7 @@ def mean_over(
         if iteration is not None and iteration.sharded:
             result = shards.taken(result, buffers)
         if layout is None:
-            layout = Layout.of(result, index, buffers)
+            layout = Layout.of(result, index, params, buffers)
         total.push(layout.term(result, index))
         del result  # its gradients would live through the next backward pass
     if not batch.items:
@@ -108,7 +108,7 @@ def _layout_for_all(layout: Layout | None, world: World, params: Tree, buffers: 
             "cannot express: use unit='iteration', fewer processes, or compile='grad'"
         )
     facts = world.tell_all(None if layout is None else layout.facts.to_json(), world.size - 1)
-    return Layout(Facts.from_json(facts), params, buffers) if layout is None else layout
+    return Layout(Facts.from_json(facts), params, params, buffers) if layout is None else layout
 
 
 def _evaluate(grad_fn: GradFn, params: Tree, buffers: Tree, item: Any, key: Key, index: int) -> Mean:

@@ -47,7 +47,9 @@ def check_world(spec: str, *, processes: Sequence[int] = (1, 2, 4)) -> None:
     legs = _elastic(sorted({*processes}, reverse=True), len(whole.batches))
     if len(legs) > 1:
         course = ", ".join(f"{_counted(leg.processes)} up to iteration {leg.until}" for leg in legs[:-1])
-        what = f"a run of {course}, then {_counted(legs[-1].processes)}, differs from one of {_counted(first)} throughout"
+        what = (
+            f"a run of {course}, then {_counted(legs[-1].processes)}, differs from one of {_counted(first)} throughout"
+        )
         assert_same_run(whole, _run(spec, legs, first), what)
 
 
@@ -64,7 +66,9 @@ def joined(parts: Sequence[Trace]) -> Trace:
         found.batches[iteration] = {path: kind for part in parts for path, kind in part.batches[iteration].items()}
     for rank, part in enumerate(parts):
         own = dataclasses.replace(part, batches={}, starts=[], rows=[])
-        assert_same_run(dataclasses.replace(main, batches={}, starts=[], rows=[]), own, f"rank {rank} is not like rank 0")
+        assert_same_run(
+            dataclasses.replace(main, batches={}, starts=[], rows=[]), own, f"rank {rank} is not like rank 0"
+        )
     return found
 
 

@@ -63,6 +63,26 @@ def test_hypergradients_lower_the_loss_on_held_out_data(tmp_path):
     assert float(words[7].removesuffix(";")) < 0.8 * float(words[5])
 
 
+def test_the_number_of_processes_changes_no_bit(tmp_path):
+    """A short form of `make world`: five lives of one model, one digest."""
+    lines = run(tmp_path, "world.py", "--models", "digits", "--epochs", "1").splitlines()
+    digests = {line.split()[-1] for line in lines if len(line.split()[-1]) == 64}
+    assert len(digests) == 1
+    assert sum(line.endswith(digests.copy().pop()) for line in lines) == 5
+    assert any("rank 1 of 4 was killed by SIGKILL" in line for line in lines)
+
+
+def test_one_script_runs_alone_launched_and_under_torchrun(tmp_path):
+    """Unchanged, with the same digest."""
+    alone = run(tmp_path, "data_parallel.py", "--epochs", "2")
+    assert run(tmp_path, "data_parallel.py", "--epochs", "2", "--processes", "2") == alone
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(EXAMPLES / "data_parallel.py"), "--epochs", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == alone
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_fits_in_about_a_hundred_lines(path):
     """Who wants to copy an example can read it first."""

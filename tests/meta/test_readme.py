@@ -1,33 +1,56 @@
-"""The README is true: its code runs, its links exist, its commands are there."""
+"""The README and the guides are true: their code runs, their links exist, their commands are there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 from ..forked import Script
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
+GUIDES = sorted((ROOT / "examples/guides").glob("*.md"))
+
+
+def python_of(text: str) -> list[str]:
+    """All Python blocks, in order."""
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def run(folder: Path, blocks: list[str]) -> str:
+    """What the blocks print as one program."""
+    script = folder / "blocks.py"
+    script.write_text("\n".join(blocks))
+    return "\n".join(Script(script, cwd=folder).lines())
 
 
 def test_the_code_in_the_readme_runs(tmp_path):
     """All Python blocks, in order, as one program; the functions called test_* are called too."""
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    blocks = python_of(TEXT)
     assert len(blocks) >= 2
     calls = [f"{name}()" for name in re.findall(r"^def (test_\w+)", "\n".join(blocks), flags=re.MULTILINE)]
     assert calls
-    script = tmp_path / "readme.py"
-    script.write_text("\n".join([*blocks, *calls]))
-    assert any("the total was reached" in line for line in Script(script, cwd=tmp_path).lines())
+    assert "the total was reached" in run(tmp_path, [*blocks, *calls])
 
 
-def test_the_links_of_the_readme_exist():
+# That of sharded states needs several processes, and is run by tests/world/test_sharded_guide.py.
+@pytest.mark.parametrize("path", [path for path in GUIDES if path.stem != "sharded"], ids=lambda path: path.stem)
+def test_the_code_in_a_guide_runs(tmp_path, path):
+    """All Python blocks, in order, as one program."""
+    blocks = python_of(path.read_text())
+    assert blocks
+    run(tmp_path, blocks)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *GUIDES], ids=lambda path: path.stem)
+def test_the_links_exist(path):
     """Every relative link leads to a file."""
-    links = re.findall(r"\]\(([^)#:]+)\)", TEXT)
+    links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
     assert links
     for link in links:
-        assert (ROOT / link).exists(), link
+        assert (path.parent / link).exists(), link
 
 
 def test_the_make_targets_of_the_readme_exist():

@@ -332,3 +332,28 @@ def test_a_process_alone_sums_what_it_has():
     batches = MicroBatches(split(batch, [2, 2, 1]), 0, 3)
     alone = microsteps(regression_grad, state, batches, reduce=reduce_alone)
     assert tree.equal(microsteps(regression_grad, state, batches), alone)
+
+
+def test_the_order_of_elements_in_memory_does_not_matter():
+    """Gradients may lie in memory otherwise than their parameters, and otherwise from one batch size to the next."""
+    params = {"w": torch.zeros(2, 3, 4), "v": torch.zeros(4, 3).t()}
+    generator = torch.Generator().manual_seed(0)
+    rows = [{name: torch.randn(leaf.shape, generator=generator) for name, leaf in params.items()} for _ in range(3)]
+
+    def mean(forms):
+        given = iter(
+            [({name: form(leaf) for name, leaf in row.items()}) for row, form in zip(rows, forms, strict=True)]
+        )
+
+        def grad_fn(params, buffers, batch, key):
+            return (torch.tensor(0.0), Aux(weight=1)), next(given)
+
+        return microsteps(grad_fn, state_of(params), MicroBatches((0, 1, 2), 0, 3)).grads
+
+    def turned(leaf):
+        return leaf.permute(*reversed(range(leaf.dim()))).contiguous().permute(*reversed(range(leaf.dim())))
+
+    plain = mean([torch.clone] * 3)
+    assert tree.equal(mean([turned, torch.clone, turned]), plain)
+    assert tree.equal(mean([turned] * 3), plain)
+    assert plain["v"].stride() == params["v"].stride()

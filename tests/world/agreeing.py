@@ -40,7 +40,9 @@ def told(call) -> tuple:
     return hf.tree.digest(result.state), result.reason.name, result.state.counters.iteration, result.message
 
 
-def train(root=None, *, case: Case = CASE, step=None, observers=(), initial=None, clock=None, should_stop=None, **changes):
+def train(
+    root=None, *, case: Case = CASE, step=None, observers=(), initial=None, clock=None, should_stop=None, **changes
+):
     job = build(case)
     every = {} if root is not None else {"checkpoint_every": None, "retention": None}
     cfg = dataclasses.replace(job.cfg, root=root, collective_timeout=5.0, **{**every, **changes})

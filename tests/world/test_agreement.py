@@ -37,9 +37,7 @@ def check_goes_on(pool, root, whole, processes):
 @pytest.mark.parametrize(("who", "name"), [(0, "SIGTERM"), (1, "SIGINT"), (2, "SIGUSR1")])
 def test_a_signal_to_any_rank_stops_all_after_the_same_iteration(pool, tmp_path, whole, who, name):
     """With its name as the message; another number of processes goes on to the bits of the whole run."""
-    digest, reason, iteration, message = the_same(
-        pool(agreeing.signalled, str(tmp_path), who, name, 3, processes=3)
-    )
+    digest, reason, iteration, message = the_same(pool(agreeing.signalled, str(tmp_path), who, name, 3, processes=3))
     assert (reason, message) == ("SIGNAL", name)
     assert 3 <= iteration <= 6
     assert digest != whole

@@ -76,7 +76,7 @@ def random_terms(seed: int, count: int, dtypes, numel: int) -> list:
 def summed(seed, count, dtypes, numel, reduction, limit):
     """The sum over all ranks of the same terms, each rank holding its share; and the ways that were taken."""
     world = connected()
-    exchange.GATHERED_BYTES = limit
+    exchange.GATHERED_BYTES = exchange.PAIR_BYTES = limit
     ways = []
     for name in ("_gathered", "_all_reduced", "_scattered"):
         watch(name, ways)

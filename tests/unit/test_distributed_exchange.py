@@ -1,0 +1,98 @@
+"""The sum over processes is the same bits on each, whichever way the data travels. Here threads stand for the processes."""
+
+from __future__ import annotations
+
+import queue
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helios_fn import tree
+from helios_fn.distributed import exchange as module
+from helios_fn.distributed.buckets import as_bytes, buckets, packed, spread
+from helios_fn.distributed.channel import Channel
+from helios_fn.distributed.exchange import exchange
+from helios_fn.distributed.reduction import SUMS, Partial, combine
+from helios_fn.schedule import rank_slice
+
+WAYS = {"gather": (1 << 30, 1 << 30), "scatter or all-reduce": (0, 0), "small ones gathered": (64, 0)}
+
+
+class ThreadChannel(Channel):
+    """The messages between threads: ``lines[a][b]`` is the way from a to b."""
+
+    def __init__(self, rank: int, lines) -> None:
+        self.rank, self.size, self._lines = rank, len(lines), lines
+
+    def swap(self, flat, given, taken):
+        given = [0 if rank == self.rank else n for rank, n in enumerate(given)]
+        assert flat.numel() == sum(given)
+        for rank, part in enumerate(flat.split(given)):
+            self._lines[self.rank][rank].put(part.clone())
+        received = [self._lines[rank][self.rank].get(timeout=10) for rank in range(self.size)]
+        assert [part.numel() for part in received] == [0 if r == self.rank else n for r, n in enumerate(taken)]
+        return received
+
+    def sum_(self, flats):
+        for flat in flats:
+            for rank, part in enumerate(self.gather(flat.clone(), [flat.numel()] * self.size)):
+                flat.copy_(part) if rank == 0 else flat.add_(part)
+
+
+def random_term(generator):
+    """A weight, some gradients (one in another order in memory, one empty), a counter."""
+    scale = torch.exp(4 * torch.randn((), generator=generator))
+    grads = [scale * torch.randn(shape, generator=generator) for shape in ((40,), (2, 3, 4, 5), (0, 3), ())]
+    grads[1] = grads[1].to(memory_format=torch.channels_last)
+    return [[torch.rand((), generator=generator).double()], grads, [torch.randint(0, 9, (3,), generator=generator)]]
+
+
+def summed(size: int, count: int, seed: int, reduction) -> list:
+    """What each of ``size`` processes gets for the sum of ``count`` random terms."""
+    generator = torch.Generator().manual_seed(seed)
+    terms = [random_term(generator) for _ in range(count)]
+    lines = [[queue.Queue() for _ in range(size)] for _ in range(size)]
+
+    def one(rank: int):
+        start, stop = rank_slice(count, rank, size)
+        total = SUMS[reduction](start)
+        for term in terms[start:stop]:
+            total.push(tree.map(torch.clone, term))
+        like = tree.map(torch.clone, terms[0])
+        return exchange(ThreadChannel(rank, lines), Partial(total.blocks(), count, reduction, like))
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(one, range(size)))
+
+
+@settings(deadline=None, max_examples=20)
+@given(size=st.integers(2, 5), count=st.integers(1, 9), seed=st.integers(0, 999), way=st.sampled_from([*WAYS]))
+def test_every_process_gets_the_bits_of_one_that_is_alone(size, count, seed, way):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "GATHERED_BYTES", WAYS[way][0])
+        patch.setattr(module, "PAIR_BYTES", WAYS[way][1])
+        found = summed(size, count, seed, "tree")
+        folded = summed(size, count, seed, "fold")
+    generator = torch.Generator().manual_seed(seed)
+    total = SUMS["tree"]()
+    for _ in range(count):
+        total.push(random_term(generator))
+    alone = combine([total.blocks()], count)
+    assert all(tree.equal(each, alone) for each in found)
+    assert all(tree.equal(each, folded[0]) for each in folded)
+
+
+def test_packed_vectors_travel_without_a_copy_and_others_by_one():
+    leaves = [torch.tensor(2.0, dtype=torch.float64), torch.rand(5, 3), torch.rand(2)]
+    found = buckets(leaves)
+    flats = packed(found, leaves)
+    assert tree.equal(spread(found, flats), leaves)
+    message = as_bytes(flats, torch.device("cpu"))
+    assert message.data_ptr() == flats[0].data_ptr()
+    apart = as_bytes([flat.clone() for flat in flats], torch.device("cpu"))
+    assert [apart.numel(), apart[:8].view(torch.float64).item()] == [message.numel(), 2.0]
+    assert torch.equal(apart[16:84], message[16:84])
+    assert as_bytes([], torch.device("cpu")).numel() == 0
