@@ -126,10 +126,7 @@ def test_gaps_overlaps_and_emptiness_are_refused():
 
 def held(terms, plan, kind) -> list[list[Block]]:
     """What each process holds after summing its own share, as a run does."""
-    return [
-        sliced(terms, [nodes[0][0], sum(nodes[-1])], kind)[0] if nodes else []
-        for nodes in plan
-    ]
+    return [sliced(terms, [nodes[0][0], sum(nodes[-1])], kind)[0] if nodes else [] for nodes in plan]
 
 
 @given(seed=SEEDS, terms=st.integers(1, 40), data=st.data())

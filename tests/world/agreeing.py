@@ -40,7 +40,9 @@ def told(call) -> tuple:
     return hf.tree.digest(result.state), result.reason.name, result.state.counters.iteration, result.message
 
 
-def train(root=None, *, case: Case = CASE, step=None, observers=(), initial=None, clock=None, should_stop=None, **changes):
+def train(
+    root=None, *, case: Case = CASE, step=None, observers=(), initial=None, clock=None, should_stop=None, **changes
+):
     job = build(case)
     every = {} if root is not None else {"checkpoint_every": None, "retention": None}
     cfg = dataclasses.replace(job.cfg, root=root, collective_timeout=5.0, **{**every, **changes})
@@ -145,10 +147,6 @@ def diverging(root, how, at, **changes):
 
 def own_gradients(root):
     """A step that leaves `hf.microsteps` out: the gradients of this process alone."""
-    model, _, _ = hf.functional(torch.nn.Linear(3, 2), seed=1)
-
-    def loss_fn(params, x):
-        return params["first.weight"].mul(x.sum()).sum()
 
     def wrapped(inner):
         def step(state, batch):

@@ -1,4 +1,4 @@
-"""What processes decide together, however little each of them knows: when to stop, whether they still agree, how to start."""
+"""What processes decide together, when to stop, whether they still agree, how to start."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def check_goes_on(pool, root, whole, processes):
 @pytest.mark.parametrize(("who", "name"), [(0, "SIGTERM"), (1, "SIGINT"), (2, "SIGUSR1")])
 def test_a_signal_to_any_rank_stops_all_after_the_same_iteration(pool, tmp_path, whole, who, name):
     """With its name as the message; another number of processes goes on to the bits of the whole run."""
-    digest, reason, iteration, message = the_same(
-        pool(agreeing.signalled, str(tmp_path), who, name, 3, processes=3)
-    )
+    digest, reason, iteration, message = the_same(pool(agreeing.signalled, str(tmp_path), who, name, 3, processes=3))
     assert (reason, message) == ("SIGNAL", name)
     assert 3 <= iteration <= 6
     assert digest != whole
@@ -59,7 +57,7 @@ def test_a_second_signal_aborts_and_the_others_fail(pool, tmp_path, whole):
 
 @pytest.mark.parametrize("who", [0, 1])
 def test_the_clock_of_any_rank_stops_all(pool, tmp_path, whole, who):
-    digest, reason, iteration, message = the_same(pool(agreeing.timed, str(tmp_path), who, processes=2))
+    _, reason, iteration, message = the_same(pool(agreeing.timed, str(tmp_path), who, processes=2))
     assert (reason, message) == ("TIME", "max_time=50.0")
     assert iteration < 9
     check_goes_on(pool, tmp_path, whole, 3)

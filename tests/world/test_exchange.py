@@ -30,7 +30,9 @@ def alone(seed, count, dtypes, numel, reduction):
     seed=st.integers(0, 2**31),
     processes=st.integers(2, 4),
     count=st.integers(1, 9),
-    dtypes=st.lists(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.complex64]), min_size=1, max_size=3),
+    dtypes=st.lists(
+        st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.complex64]), min_size=1, max_size=3
+    ),
     numel=st.integers(0, 9),
     limit=st.sampled_from([LARGE, SMALL]),
 )

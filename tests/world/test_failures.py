@@ -113,7 +113,12 @@ def test_a_process_that_can_start_no_thread_still_leaves(monkeypatch):
 
 def environment(**more: object) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return {**kept, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in more.items()}}
+    return {
+        **kept,
+        "PYTHONPATH": str(HERE),
+        "OMP_NUM_THREADS": "1",
+        **{name: str(value) for name, value in more.items()},
+    }
 
 
 @pytest.mark.soak
@@ -171,7 +176,18 @@ def test_a_cut_between_two_hosts_ends_both(pool, tmp_path, uninterrupted, two_ho
         for rank, (name, end) in enumerate(zip(names, ends, strict=True)):
             place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
             meet = {"MASTER_ADDR": "10.111.0.1", "MASTER_PORT": 29511, "GLOO_SOCKET_IFNAME": end}
-            command = ["ip", "netns", "exec", name, sys.executable, "-m", "tests.world.troubled", str(tmp_path), "wait", "0"]
+            command = [
+                "ip",
+                "netns",
+                "exec",
+                name,
+                sys.executable,
+                "-m",
+                "tests.world.troubled",
+                str(tmp_path),
+                "wait",
+                "0",
+            ]
             processes.append(
                 subprocess.Popen(
                     command,

@@ -91,7 +91,9 @@ def test_ranks_without_a_batch_to_validate_on_get_the_metrics_of_all(pool):
 
 def test_micro_batches_without_weight_have_no_part_in_it(pool):
     """Whichever rank holds them, also where an iteration has no weight at all."""
-    case = Case(samples=9, batch_size=1, total=9, micro_batches=3, one_class_counts=True, batch_norm=False, dropout=True)
+    case = Case(
+        samples=9, batch_size=1, total=9, micro_batches=3, one_class_counts=True, batch_norm=False, dropout=True
+    )
     alone = run_course(pool, case, [Leg(1)])
     assert_same_run(alone, run_course(pool, case, [Leg(2)]), "2 processes")
     assert_same_run(alone, run_course(pool, case, [Leg(3)]), "3 processes")
