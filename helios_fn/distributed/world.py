@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import datetime
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..tracing import is_traced
 from ..types import Json
 from .buckets import buckets
 from .channel import Channel
-from .environment import place
+from .environment import Place, place
 from .exchange import exchange, exchange_flat
 from .faults import GRACE, Note, Notes, is_backends, peer_lost
 from .operator import exchange_traced, register
@@ -179,17 +180,25 @@ def connect(timeout: float = TIMEOUT) -> World:
     if not dist.is_initialized():
         if here.size == 1:
             return ALONE
-        _join(here.rank, here.size, here.local_rank, timeout)
+        _join(here, timeout)
     return current()
 
 
-def _join(rank: int, size: int, local_rank: int, timeout: float) -> None:
+def _join(here: Place, timeout: float) -> None:
+    rank, size, limit = here.rank, here.size, datetime.timedelta(seconds=timeout)
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(here.local_rank)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if attempt == "0" or here.local_size < size:  # machines count their attempts each for itself
+            dist.init_process_group(backend, timeout=limit)
+        else:
+            # torchrun keeps its store for all attempts, and in it the addresses of those that were killed.
+            store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=limit))
+            store = dist.PrefixStore(f"attempt-{attempt}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except dist.DistError as error:
         raise peer_lost(Notes(None, rank, size), rank, size, "waiting for the others to start", "", error) from error
     atexit.register(_part)

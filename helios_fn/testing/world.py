@@ -25,7 +25,8 @@ def check_world(spec: str, *, processes: Sequence[int] = (1, 2, 4)) -> None:
     final state and reason. Processes talk over gloo, so a job on the CPU is what can be checked anywhere; runs are
     in temporary folders, and the job's own root is not touched.
 
-    The law holds where ``cfg.micro_batches`` is set, which fixes what an iteration is, and ``cfg.reduction`` is ``"tree"``.
+    The law holds where ``cfg.micro_batches`` is set, which fixes what an iteration is, and ``cfg.reduction`` is
+    ``"tree"``.
 
     Args:
         spec: ``"module:function"``, as for `check_resume_processes`; called in each process.
@@ -47,10 +48,8 @@ def check_world(spec: str, *, processes: Sequence[int] = (1, 2, 4)) -> None:
     legs = _elastic(sorted({*processes}, reverse=True), len(whole.batches))
     if len(legs) > 1:
         course = ", ".join(f"{_counted(leg.processes)} up to iteration {leg.until}" for leg in legs[:-1])
-        what = (
-            f"a run of {course}, then {_counted(legs[-1].processes)}, differs from one of {_counted(first)} throughout"
-        )
-        assert_same_run(whole, _run(spec, legs, first), what)
+        course += f", then {_counted(legs[-1].processes)}"
+        assert_same_run(whole, _run(spec, legs, first), f"a run of {course}, differs from one of {_counted(first)}")
 
 
 def joined(parts: Sequence[Trace]) -> Trace:

@@ -147,10 +147,6 @@ def diverging(root, how, at, **changes):
 
 def own_gradients(root):
     """A step that leaves `hf.microsteps` out: the gradients of this process alone."""
-    model, _, _ = hf.functional(torch.nn.Linear(3, 2), seed=1)
-
-    def loss_fn(params, x):
-        return params["first.weight"].mul(x.sum()).sum()
 
     def wrapped(inner):
         def step(state, batch):

@@ -1,7 +1,7 @@
 """Processes that live from one test to the next, and form a world of another size each time.
 
-Starting them costs more than the small runs of an example. A task gets torchrun's variables for a place in a world of its
-own, and joins it and leaves it as a launched process would.
+Starting them costs more than the small runs of an example. A task gets torchrun's variables for a place in a world of
+its own, and joins it and leaves it as a launched process would.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What processes decide together, however little each of them knows: when to stop, whether they still agree, how to start."""
+"""What processes decide together, when to stop, whether they still agree, how to start."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_second_signal_aborts_and_the_others_fail(pool, tmp_path, whole):
 
 @pytest.mark.parametrize("who", [0, 1])
 def test_the_clock_of_any_rank_stops_all(pool, tmp_path, whole, who):
-    digest, reason, iteration, message = the_same(pool(agreeing.timed, str(tmp_path), who, processes=2))
+    _, reason, iteration, message = the_same(pool(agreeing.timed, str(tmp_path), who, processes=2))
     assert (reason, message) == ("TIME", "max_time=50.0")
     assert iteration < 9
     check_goes_on(pool, tmp_path, whole, 3)

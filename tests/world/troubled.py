@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import sys
+import time
+from pathlib import Path
 
 import torch
 
@@ -44,7 +46,7 @@ class Trouble:
         if self._how == "raise":
             raise ValueError("boom")
         if self._how == "memory":
-            used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + (512 << 20), resource.RLIM_INFINITY))
             bytearray(1 << 32)
         if self._how == "os._exit":
@@ -84,14 +86,12 @@ def main() -> None:
 
 def wait_for_the_cut(root) -> tuple[str, str, int]:
     """Train and say so in a file; after iteration `AT` wait until another file says that the line is cut."""
-    import pathlib
-    import time
 
     class Waiting:
         def on_iteration(self, state) -> None:
             if state.counters.iteration == AT:
-                pathlib.Path(root, f"waiting-{os.environ['RANK']}").touch()
-                while not pathlib.Path(root, "cut").exists():
+                Path(root, f"waiting-{os.environ['RANK']}").touch()
+                while not Path(root, "cut").exists():
                     time.sleep(0.02)
 
     job = build(CASE)

@@ -35,8 +35,6 @@ def own_mean() -> Job:
 
     def step(state, batch):
         lonely = batch._replace(start=0, count=len(batch.items))
-        with_others = hf.distributed.current
-        assert with_others  # it could have asked
         grads = {name: sum(x.sum() for x, _ in lonely.items) * 1e-3 + 0 * leaf for name, leaf in state.params.items()}
         params = {name: leaf - grads[name] for name, leaf in state.params.items()}
         return state.replace(params=params)
