@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 import time
-from pathlib import Path
 
 import classify
 import transformer
@@ -23,7 +22,6 @@ from torch.nn import functional as F
 
 import helios_fn as hf
 
-ROOT = Path("runs/world")
 RUNS = {  # name: (processes, the part of the run after which they stop or are killed) of each launch
     "1 process": [(1, None)],
     "2 processes": [(2, None)],
@@ -74,10 +72,9 @@ MODELS = {  # what is trained, the micro-batches in an iteration, and the data, 
 }
 
 
-def train(name: str, data: tuple, root: Path, epochs: int, until: str | None) -> tuple[str, float]:
+def train(name: str, data: tuple, root: str, epochs: int, until: str | None) -> tuple[str, float]:
     """What each process does; returns the digest of the last state and its loss."""
-    micro_batches = MODELS[name][1]
-    loss_fn, params, buffers, loader = MODELS[name][0](*data)
+    (loss_fn, params, buffers, loader), micro_batches = MODELS[name][0](*data), MODELS[name][1]
     total = epochs * -(-loader.batches_per_epoch // micro_batches)
     what, _, part = (until or "").partition(" at ")
     end = 1 + total * int(part[0]) // int(part[2]) if until else total
@@ -101,7 +98,7 @@ def life(name: str, data: tuple, run: str, epochs: int) -> tuple[str, float]:
     """One run from its start to its end, in as many launches as it takes."""
     for processes, until in RUNS[run]:
         try:
-            found = hf.launch(train, name, data, ROOT / name / run, epochs, until, processes=processes)
+            found = hf.launch(train, name, data, f"runs/world/{name}/{run}", epochs, until, processes=processes)
         except hf.LaunchFailed as error:
             if not until or not until.startswith("kill"):
                 raise
@@ -115,7 +112,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
-    shutil.rmtree(ROOT, ignore_errors=True)
+    shutil.rmtree("runs/world", ignore_errors=True)
     begin, equal = time.monotonic(), True
     for name in options.models:
         data = MODELS[name][2]()

@@ -29,6 +29,8 @@ from .rule import Rule
 from .schedules.base import last_rate, rate_at
 from .tensors import at, check_like, check_shards, leaves_like, placed, updatable_leaves
 
+_SMALL = 1 << 20  # elements
+
 
 class NativeState(NamedTuple):
     """The updates applied so far (int64, 0-d, on the CPU), and at each parameter's place a dict of slots."""
@@ -140,7 +142,9 @@ def _surveyed(rule: Rule, params: Tree, state: NativeState, grads: Tree) -> Layo
     if any(not isinstance(row, dict) or tuple(sorted(row)) != own for row, own in zip(rows, names, strict=True)):
         raise foreign
     for leaf, row, path in zip(leaves, rows, paths, strict=True):
-        for name, wanted in rule.slots(torch.empty_like(leaf, device="meta")).items():
+        # The meta device needs no memory, but its functions import sympy, and a process takes a second for that.
+        like = leaf.detach() if leaf.numel() <= _SMALL else torch.empty_like(leaf, device="meta")
+        for name, wanted in rule.slots(like).items():
             slot = row[name]
             kind = (slot.shape, slot.dtype, slot.device) if isinstance(slot, torch.Tensor) else None
             if kind != (wanted.shape, wanted.dtype, leaf.device):
