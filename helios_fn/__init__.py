@@ -61,11 +61,14 @@ from .errors import StateDonated as StateDonated
 
 # Hand-written steps: gradients, their mean over micro-batches, keys, non-finite values.
 from .finite import guard_finite as guard_finite
+from .nn import autocast as autocast
 from .nn import ema as ema
 from .nn import functional as functional
 from .nn import grad as grad
 from .nn import microsteps as microsteps
 from .nn import sam as sam
+from .nn import scaled_grad as scaled_grad
+from .nn import swa as swa
 from .nn import value_and_grad as value_and_grad
 
 # Learning rates as functions of the update count.

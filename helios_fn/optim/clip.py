@@ -8,7 +8,9 @@ import math
 import torch
 from torch.nn.utils import get_total_norm
 
+from .. import tree
 from ..tracing import by_formula
+from ..types import Tree
 from .base import Transform
 from .checks import positive
 from .transforms.stateless import Leaves, stateless
@@ -44,6 +46,38 @@ def clip_by_value(limit: float) -> Transform:
     """
     limit = positive("limit", limit)
     return stateless("clip_by_value", {"limit": limit}, functools.partial(_by_value, limit=limit))
+
+
+def global_norm(tensors: Tree) -> torch.Tensor:
+    """The Euclidean norm of all tensors of a tree together, 0-d: that of the vector of their norms.
+
+    These are the bits of ``torch.nn.utils.get_total_norm`` over the leaves in canonical order. Of no tensors it is 0.
+
+    Example:
+        >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+        tensor(5.)
+    """
+    leaves = tree.tensors(tensors)
+    if not leaves:
+        return torch.zeros(())
+    return _joint([torch.linalg.vector_norm(leaf) for leaf in leaves]) if by_formula(leaves) else get_total_norm(leaves)
+
+
+def clip_gradients(grads: Tree, max_norm: float) -> tuple[Tree, torch.Tensor]:
+    """The gradients scaled down to a joint norm of at most ``max_norm``, and the norm that they had.
+
+        grads, norm = optim.clip_gradients(mean.grads, 1.0)
+
+    For a step of one's own; in an optimiser write `clip_by_global_norm`, whose bits these are. As in
+    ``torch.nn.utils.clip_grad_norm_``, a norm that is not finite makes all gradients so.
+
+    Raises:
+        ValueError: ``max_norm`` is not above 0.
+    """
+    max_norm = positive("max_norm", max_norm)
+    leaves, treespec = tree.flatten(grads)
+    norm = global_norm(leaves)
+    return tree.unflatten(treespec, _scaled(leaves, _factor(norm, max_norm))), norm
 
 
 def _by_global_norm(leaves: Leaves, *, max_norm: float) -> Leaves:
