@@ -9,6 +9,8 @@ precision; `freeze` takes parameters out of training.
 from .averages import Average as Average
 from .averages import ema as ema
 from .averages import swa as swa
+from .freezing import freeze as freeze
+from .freezing import unfreeze as unfreeze
 from .functional import Functional as Functional
 from .functional import functional as functional
 from .grad import grad as grad

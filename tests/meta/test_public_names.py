@@ -10,10 +10,10 @@ NAMES = {
     "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "LaunchFailed", "Loader", "MicroBatches",
     "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason", "Result",
     "ResumeRefused", "Retention", "RootLocked", "Row", "RunConfig", "RunFailed", "RunInfo", "Sink", "StateDonated",
-    "Stream", "TrainState", "Validation", "Validator", "all_stopped", "compile", "ema", "ensemble",
-    "evaluate_members", "functional", "grad", "guard_finite", "init_state", "iterate", "launch", "make_step",
-    "member", "micro_keys", "microsteps", "restore", "run", "sam", "stack", "step_key", "test", "unroll", "unstack",
-    "value_and_grad",
+    "Stream", "TrainState", "Validation", "Validator", "all_stopped", "autocast", "compile", "ema", "ensemble",
+    "evaluate_members", "freeze", "functional", "grad", "guard_finite", "init_state", "iterate", "launch", "make_step",
+    "member", "micro_keys", "microsteps", "refresh_batch_norm", "restore", "run", "sam", "scaled_grad", "stack",
+    "step_key", "swa", "test", "unfreeze", "unroll", "unstack", "value_and_grad",
 }  # fmt: skip
 TESTING = {"Crash", "Job", "JobFailed", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume",
            "check_resume_processes", "check_step", "check_workers", "run_with"}  # fmt: skip
