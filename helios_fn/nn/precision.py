@@ -29,7 +29,8 @@ def autocast(fn: F, dtype: torch.dtype = torch.bfloat16) -> F:
 
     The result is a function like ``fn``, to be compiled, mapped, differentiated and wrapped by ``around_grad``. The
     device is that of the first tensor among the arguments. Casts of weights are not cached: each use makes its own,
-    so that ``torch.autograd`` and ``torch.func`` give the same bits.
+    so that ``torch.autograd`` and ``torch.func`` give the same bits. (What torch cannot do: map batch norms by ``vmap``
+    where input and weights differ in dtype.)
 
     float16 has little range: small gradients become zero without a loss scale, see `helios_fn.optim.loss_scaled`.
 
