@@ -36,18 +36,19 @@ def refresh_batch_norm(
         buffers = refresh_batch_norm(model, state.averages, state.buffers, loader)
         model.eval(state.averages, buffers, x)
 
-    The statistics begin anew, and are the plain means of those of all batches of one epoch, a shorter last one included;
-    these are the bits of ``torch.optim.swa_utils.update_bn`` on the same batches. Batch norms in eval mode or
-    without statistics stay as they are, as does every argument; where there are no others, ``buffers`` is returned
+    The statistics begin anew, and are the plain means of those of all batches of one epoch, a shorter last one
+    included; these are the bits of ``torch.optim.swa_utils.update_bn`` on the same batches. Batch norms in eval mode
+    or without statistics stay as they are, as does every argument; where there are no others, ``buffers`` is returned
     and nothing is read. Several processes each read all batches, and get the same bits.
 
     Args:
         model: from `functional`.
         params: the weights, such as ``state.averages``.
         buffers: those that belong to ``model``.
-        loader: the training data; anything that `run` accepts with an end. ``loader.take(n)`` reads less.
-        forward: ``forward(model, params, buffers, batch) -> (output, buffers)``; by default the model is called with the
-            first element of a batch that is a tuple or list, and else with the batch.
+        loader: the training data; anything that `run` accepts with an end. ``loader.take(n)`` reads less. A loader has
+            one reader at a time: during a run hand over ``loader.replace()``.
+        forward: ``forward(model, params, buffers, batch) -> (output, buffers)``; by default the model is called with
+            the first element of a batch that is a tuple or list, and else with the batch.
         seed: of draws (dropout, augmentation, order).
         device: where batches are moved first.
 

@@ -23,9 +23,9 @@ def freeze(
         model, params, buffers = freeze(model, params, buffers, "backbone.*")
 
     Frozen parameters have no gradient, no optimiser memory and no average, and a checkpoint holds them once.
-    ``loss_fn`` stays as it is: the model takes them from the buffers, and returns the very same tensors there, so that an
-    iteration of several micro-batches does nothing for them either. What lies before the first trainable layer is not
-    differentiated at all.
+    ``loss_fn`` stays as it is: the model takes them from the buffers, and returns the very same tensors there, so that
+    an iteration of several micro-batches does nothing for them either. What lies before the first trainable layer is
+    not differentiated at all.
 
     Nothing is copied, and the arguments stay as they are. To train them later, call `unfreeze` and make a new state: a
     structure that changes is another phase, with an optimiser state of its own. Modes are not touched: batch norms that

@@ -24,8 +24,8 @@ def scaled_grad(loss_fn: LossFn, *, around_grad: Callable[[GradFn], GradFn] | No
     ``grad_fn(params, buffers, batch, key, scale) -> ((loss, aux), grads)`` with a 0-d float32 ``scale``.
 
     The loss that comes back is not scaled, nor are the gradients: whoever reads them, a clipping say, sees them
-    as they are. What overflowed on the way is infinite or NaN there, which `helios_fn.optim.loss_scaled` waits for. For a
-    step of one's own:
+    as they are. What overflowed on the way is infinite or NaN there, which `helios_fn.optim.loss_scaled` waits for.
+    For a step of one's own:
 
         grad_fn = scaled_grad(autocast(loss_fn, torch.float16))
         optimizer = optim.loss_scaled(optim.adamw(1e-3))

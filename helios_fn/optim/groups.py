@@ -36,6 +36,8 @@ def groups(patterns: Mapping[str, Optimizer | None], *, default: Optimizer | Non
     """One optimiser for each group of parameters.
 
         optimizer = groups({"*.bias": adamw(3e-4, weight_decay=0.0), "embed.*": None}, default=adamw(3e-4))
+        no_decay = dict.fromkeys(["*.bias", "*norm*"], adamw(3e-4, weight_decay=0.0))
+        by_layer = {f"layers.{i}.*": adamw(3e-4 * 0.9 ** (12 - i)) for i in range(12)}
 
     A pattern is a shell pattern over the whole name of a parameter, its path with dots, such as ``layers.0.weight``
     (``*`` matches dots too); a path as `helios_fn.tree.paths` writes it serves as well. The first pattern that

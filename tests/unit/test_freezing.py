@@ -159,7 +159,7 @@ def test_mistakes_are_named():
             function(MODEL, PARAMS, BUFFERS, "back.0.*")
         with pytest.raises(TypeError, match="the model must be what functional"):
             function(loss_of(MODEL), PARAMS, BUFFERS, "*")
-        with pytest.raises(ValueError, match="they have no 'head.bias'"):
+        with pytest.raises(ValueError, match=r"they have no 'head.bias'"):
             function(MODEL, {name: leaf for name, leaf in PARAMS.items() if name != "head.bias"}, BUFFERS, "head.*")
         with pytest.raises(TypeError, match="patterns must be a pattern"):
             function(MODEL, PARAMS, BUFFERS, [])

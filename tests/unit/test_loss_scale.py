@@ -97,7 +97,9 @@ def test_a_skipped_update_changes_nothing_but_the_scale():
     state = hf.init_state(params_of(), optimizer, average=average)
     before = step(state, batch_of(0))
     after = step(before, batch_of(1, bad=True))
-    assert tree.equal((before.params, before.averages, before.opt_state.inner), (after.params, after.averages, after.opt_state.inner))
+    assert tree.equal(
+        (before.params, before.averages, before.opt_state.inner), (after.params, after.averages, after.opt_state.inner)
+    )
     assert optimizer.count(after.opt_state) == 1
     assert scale_of(after) == (512.0, 0, 1)
 
@@ -148,7 +150,9 @@ def test_what_is_accumulated_by_every_is_skipped_as_one_update():
 def test_compiled_it_decides_the_same(mode):
     optimizer = loss_scaled(optim.adamw(0.1), **SETTINGS)
     plain = hf.make_step(loss_fn, optimizer)
-    compiled = hf.make_step(loss_fn, optimizer, around_grad=hf.sam(0.01), compile=mode, compile_options={"backend": "eager"})
+    compiled = hf.make_step(
+        loss_fn, optimizer, around_grad=hf.sam(0.01), compile=mode, compile_options={"backend": "eager"}
+    )
     sharp = hf.make_step(loss_fn, optimizer, around_grad=hf.sam(0.01))
     state, other = started(optimizer), started(optimizer)
     for at, bad in enumerate((False, True, False, False)):
@@ -168,7 +172,9 @@ def test_members_of_an_ensemble_have_scales_of_their_own():
 
     step = hf.ensemble(hf.make_step(own, optimizer), batches="own")
     states = [started(optimizer) for _ in range(2)]
-    batches = [tree.map(lambda *leaves: torch.stack(leaves), batch_of(at), batch_of(at, bad=at == 1)) for at in range(3)]
+    batches = [
+        tree.map(lambda *leaves: torch.stack(leaves), batch_of(at), batch_of(at, bad=at == 1)) for at in range(3)
+    ]
     many = hf.stack(states)
     for batch in batches:
         many = step(many, batch)
@@ -194,13 +200,16 @@ def test_a_step_by_hand_reads_the_scale_from_its_state():
     made, mine, other = hf.make_step(loss_fn, optimizer), started(optimizer), started(optimizer)
     for at, bad in enumerate((False, True, False)):
         mine, other = hf.guard_finite(step)(mine, batch_of(at, bad)), made(other, batch_of(at, bad))
-        assert tree.equal((mine.params, mine.opt_state, mine.first_bad), (other.params, other.opt_state, other.first_bad))
+        assert tree.equal(
+            (mine.params, mine.opt_state, mine.first_bad), (other.params, other.opt_state, other.first_bad)
+        )
     traced = hf.compile(step, backend="eager")(started(optimizer), batch_of(0))
     torch.testing.assert_close(traced.params, made(started(optimizer), batch_of(0)).params)
 
 
 def test_small_gradients_survive_float16_with_a_scale_only():
     """What a loss scale is for: 1e-8 is zero in float16."""
+
     def tiny(params, buffers, batch, key):
         return (params["w"].half() * batch.half()).sum().float() * 1e-8
 
@@ -215,7 +224,12 @@ def test_small_gradients_survive_float16_with_a_scale_only():
 def test_the_scale_is_found_in_what_stands_around_it():
     params = params_of()
     inner = loss_scaled(optim.sgd(0.1), **SETTINGS)
-    for optimizer in (inner, optim.every(2, inner), optim.chain(optim.clip_by_value(1.0), inner), optim.lookahead(inner)):
+    for optimizer in (
+        inner,
+        optim.every(2, inner),
+        optim.chain(optim.clip_by_value(1.0), inner),
+        optim.lookahead(inner),
+    ):
         assert isinstance(loss_scale(optimizer.init(params)), LossScaleState)
     assert loss_scale(optim.adamw(0.1).init(params)) is None
 

@@ -89,7 +89,8 @@ def test_a_loss_that_is_computed_in_half_precision_is_returned_in_float32():
     assert loss.dtype is torch.float32
     assert loss == loss.bfloat16()
     pair = hf.autocast(lambda params: (half(params), "aux"))(params)
-    assert pair[0].dtype is torch.float32 and pair[1] == "aux"
+    assert pair[0].dtype is torch.float32
+    assert pair[1] == "aux"
     assert hf.autocast(lambda params: params["w"] @ params["w"])(params).dtype is torch.bfloat16
 
 
@@ -189,7 +190,7 @@ def test_what_is_no_function_dtype_or_precision_is_refused():
         hf.autocast(torch.float16)
     with pytest.raises(ValueError, match=r"dtype must be torch\.bfloat16 or torch\.float16, got torch\.float64"):
         hf.autocast(loss_fn, torch.float64)
-    with pytest.raises(ValueError, match="precision must be 'bf16', 'fp16' or None .* got 'half'"):
+    with pytest.raises(ValueError, match=r"precision must be 'bf16', 'fp16' or None .* got 'half'"):
         hf.make_step(loss_fn, hf.optim.sgd(0.1), precision="half")
     with pytest.raises(TypeError, match="loss_fn must be a function of"):
         hf.make_step(hf.autocast(lambda params: params), hf.optim.sgd(0.1))
