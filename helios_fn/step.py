@@ -225,12 +225,12 @@ def _next(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Parts, 
 
 def _first_bad(recipe: Recipe, old: Parts, mean: Mean, opt_state: Tree) -> torch.Tensor:
     """The sticky leaf, as it is after the iteration."""
+    if not is_traced() and _is_plainly_finite(mean, recipe.sizes):
+        return old.first_bad
     scaled = loss_scale(opt_state)
     if scaled is not None:
         # An overflow is no fault while a smaller scale may help.
         return mark_bad(old.first_bad, all_finite([mean.loss]) & scaled.is_usable(), old.iteration)
-    if not is_traced() and _is_plainly_finite(mean, recipe.sizes):
-        return old.first_bad
     return mark_bad(old.first_bad, all_finite([mean.loss, *tree.leaves(mean.grads)]), old.iteration)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 
 from .. import tree
@@ -90,7 +91,7 @@ def gradients_of(loss_fn: LossFn, around_grad: Callable[[GradFn], GradFn] | None
 def _divided(grads: list[torch.Tensor], scale: torch.Tensor) -> list[torch.Tensor]:
     if not grads:
         return grads
-    inverse = scale.double().reciprocal().float()
-    if by_formula((*grads, inverse)):
+    if by_formula((*grads, scale)):
+        inverse = scale.double().reciprocal().float()
         return [(grad * inverse.to(grad.device)).to(grad.dtype) for grad in grads]
-    return list(torch._foreach_mul(grads, inverse.item()))
+    return list(torch._foreach_mul(grads, float(np.float32(1 / scale.item()))))

@@ -30,8 +30,7 @@ class LossScaleState(NamedTuple):
 
     def is_usable(self) -> bool | torch.Tensor:
         """Whether the scale is large enough for an overflow to have been its fault; traced, a 0-d bool tensor."""
-        usable = self.scale >= SMALLEST
-        return usable if is_traced() else bool(usable)
+        return (self.scale if is_traced() else self.scale.item()) >= SMALLEST
 
 
 def loss_scaled(
@@ -94,12 +93,12 @@ def loss_scale(opt_state: Tree) -> LossScaleState | None:
     """
     if isinstance(opt_state, LossScaleState):
         return opt_state
-    if not isinstance(opt_state, tuple):
-        return None
-    for part in opt_state:
-        found = loss_scale(part)
-        if found is not None:
-            return found
+    if isinstance(opt_state, tuple):
+        for part in opt_state:
+            # Not a call for every leaf: a step asks this in each iteration.
+            found = loss_scale(part) if isinstance(part, tuple) else None
+            if found is not None:
+                return found
     return None
 
 
@@ -148,6 +147,8 @@ class _LossScaled:
     def _longer(self, state: LossScaleState) -> LossScaleState:
         """After an update."""
         growth = state.growth + 1
+        if not is_traced() and growth.item() < self.growth_interval:
+            return state._replace(growth=growth)
         larger = (state.scale.double() * self.growth_factor).float()
         due = growth >= self.growth_interval
         scale = torch.where(due & larger.isfinite(), larger, state.scale)
@@ -157,10 +158,12 @@ class _LossScaled:
         return self.optimizer.count(state.inner)
 
     def monitor(self, state: LossScaleState) -> dict[str, Any]:
-        scale, skipped = state.scale.double(), state.skipped.double()
-        if not is_traced():
-            scale, skipped = scale.item(), skipped.item()  # type: ignore[assignment]
-        return {**self.optimizer.monitor(state.inner), "loss_scale": scale, "skipped_updates": skipped}
+        read = torch.Tensor.double if is_traced() else float
+        return {
+            **self.optimizer.monitor(state.inner),
+            "loss_scale": read(state.scale),
+            "skipped_updates": read(state.skipped),
+        }
 
     def __repr__(self) -> str:
         settings = (self.init_scale, self.growth_factor, self.backoff_factor, self.growth_interval)
