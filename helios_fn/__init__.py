@@ -36,6 +36,7 @@ from .distributed import launch as launch
 # The driver.
 from .driver import Validator as Validator
 from .driver import iterate as iterate
+from .driver import refresh_batch_norm as refresh_batch_norm
 from .driver import run as run
 from .driver import test as test
 
@@ -61,11 +62,16 @@ from .errors import StateDonated as StateDonated
 
 # Hand-written steps: gradients, their mean over micro-batches, keys, non-finite values.
 from .finite import guard_finite as guard_finite
+from .nn import autocast as autocast
 from .nn import ema as ema
+from .nn import freeze as freeze
 from .nn import functional as functional
 from .nn import grad as grad
 from .nn import microsteps as microsteps
 from .nn import sam as sam
+from .nn import scaled_grad as scaled_grad
+from .nn import swa as swa
+from .nn import unfreeze as unfreeze
 from .nn import value_and_grad as value_and_grad
 
 # Learning rates as functions of the update count.

@@ -6,6 +6,7 @@ The name of a leaf is its path with dots: dict keys, field names and positions f
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,12 @@ _BRACKETS = re.compile(r"""\[(?:'([^']*)'|"([^"]*)"|([^]]*))\]""")
 def name_of(path: str) -> str:
     """The name of the leaf at a path: ``layers.0.weight`` for ``layers[0]['weight']``."""
     return _BRACKETS.sub(r".\1\2\3", path).removeprefix(".")
+
+
+def closest(pattern: str, names: Sequence[str]) -> str:
+    """The names that somebody may have meant by a pattern which matches none, in words for an error message."""
+    close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+    return ", ".join(map(repr, close)) or "none"
 
 
 class Chooser:

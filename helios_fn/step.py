@@ -11,8 +11,8 @@ from . import random, tree
 from .finite import mark_bad
 from .finiteness import all_finite, has_finite_norm
 from .graph import whole_graph
-from .nn import Average, GradFn, LossFn, Mean, loss_grad, mean_over, microsteps
-from .optim import Optimizer
+from .nn import Average, GradFn, Gradients, LossFn, Mean, Precision, cast_by, gradients_of, mean_over, microsteps
+from .optim import Optimizer, loss_scale
 from .state import TrainState, check_optimizer, give_away, micro_keys
 from .tracing import is_traced
 from .types import MicroBatches, Tree
@@ -26,6 +26,7 @@ def make_step(
     *,
     average: Average | None = None,
     around_grad: Callable[[GradFn], GradFn] | None = None,
+    precision: Precision | None = None,
     compile: CompileMode | None = None,
     compile_options: Mapping[str, Any] | None = None,
 ) -> MadeStep:
@@ -40,6 +41,8 @@ def make_step(
             follows the updates, so it rests while ``optim.every`` only accumulates.
         around_grad: wraps the gradient function ``(params, buffers, batch, key) -> ((loss, aux), grads)``,
             as `helios_fn.sam` does.
+        precision: ``"bf16"`` or ``"fp16"`` runs ``loss_fn`` by `helios_fn.autocast`; parameters stay what they are.
+            ``"fp16"`` needs an optimiser with a loss scale, `optim.loss_scaled`.
         compile: ``"grad"`` compiles loss and gradient into one graph for each shape of batch and leaves the
             update to torch's fused kernels; ``"whole"`` compiles the update too (with several micro-batches: one
             graph for each of them, and one for all that follows their sum); ``None`` compiles
@@ -49,15 +52,16 @@ def make_step(
 
     The step logs ``loss``, the metrics of ``Aux``, and what the optimiser monitors (its learning
     rate). An iteration of total weight 0 makes no update. An iteration whose loss or gradients are
-    not finite is remembered in ``state.first_bad``.
+    not finite is remembered in ``state.first_bad``; but where the optimiser has a loss scale, gradients
+    are taken of the scaled loss, and those that are not finite lower the scale instead.
 
     Raises:
         TypeError: an argument is of the wrong kind; in a step, ``loss_fn`` returns something else.
         ValueError: in a step, the loss does not depend on the params, a metric has a name that the step
-            itself logs, or ``optimizer`` or ``average`` are not those that made the state.
+            itself logs, ``optimizer`` or ``average`` are not those that made the state, or fp16 has no loss scale.
         NotTraceable: in a step, what is to be compiled cannot be; the message names the line.
     """
-    grad_fn = loss_grad(loss_fn)
+    gradients = gradients_of(cast_by(loss_fn, precision), around_grad)
     check_optimizer(optimizer)
     if not isinstance(average, Average | None):
         raise TypeError(f"average must be an average such as hf.ema(0.999), or None, got {tree.describe(average)}")
@@ -65,17 +69,28 @@ def make_step(
         raise ValueError(f"compile must be 'grad', 'whole' or None, got {compile!r}")
     if compile is None and compile_options:
         raise ValueError("compile_options are given but nothing is compiled: set compile='grad' or 'whole'")
-    if around_grad is not None:
-        grad_fn = around_grad(grad_fn)
+    if precision == "fp16":
+        gradients = gradients._replace(plain=_refuse_unscaled)
     if compile == "grad":
-        grad_fn = whole_graph(grad_fn, compile_options)
-    return MadeStep(Recipe(grad_fn, optimizer, average, {}), compile, compile_options)
+        gradients = _compiled(gradients, compile_options)
+    return MadeStep(Recipe(gradients, optimizer, average, {}), compile, compile_options)
+
+
+def _refuse_unscaled(*_: Any) -> Any:
+    raise ValueError(
+        "precision='fp16' needs a loss scale, else small gradients become zero: hand make_step and init_state "
+        "hf.optim.loss_scaled(optimizer), or take 'bf16', which needs none"
+    )
+
+
+def _compiled(gradients: Gradients, options: Mapping[str, Any] | None) -> Gradients:
+    return Gradients(whole_graph(gradients.plain, options), whole_graph(gradients.scaled, options))
 
 
 class Recipe(NamedTuple):
     """What a step is made of."""
 
-    grad_fn: GradFn
+    gradients: Gradients
     optimizer: Optimizer
     average: Average | None
     sizes: dict[int, bool]  # see `has_finite_norm`
@@ -106,11 +121,11 @@ class MadeStep:
         self._flatten = tree.Flattener()
         self._regions: dict[bool, random.Seeded] = {}
         self._endings: dict[bool, Callable[..., Any]] = {}
-        self._grad_fn = recipe.grad_fn
+        self._gradients = recipe.gradients
         if compile == "whole":
             self._regions = {donate: random.Seeded(_region(recipe, donate, options)) for donate in (False, True)}
             self._endings = {donate: _ending(recipe, donate, options) for donate in (False, True)}
-            self._grad_fn = whole_graph(recipe.grad_fn, options)
+            self._gradients = _compiled(recipe.gradients, options)
 
     def __call__(self, state: TrainState, batch: Any) -> TrainState:
         """The next state; ``state`` stays as it is."""
@@ -128,7 +143,7 @@ class MadeStep:
         if whole and not isinstance(batch, MicroBatches):
             new, metrics = self._run_region(state, old, batch, donate)
         else:
-            mean = microsteps(self._grad_fn, state, batch)
+            mean = microsteps(_grad_fn(self._gradients, state.opt_state), state, batch)
             if donate:
                 give_away(state)
             if whole:
@@ -165,7 +180,7 @@ def _region(recipe: Recipe, donate: bool, options: Mapping[str, Any] | None) -> 
     """The whole step of one batch as one graph, over everything that changes along a run."""
 
     def step(old: Parts, batch: Any, keys: list[torch.Tensor]) -> tuple[Parts, dict[str, torch.Tensor]]:
-        mean = mean_over(recipe.grad_fn, old.params, old.buffers, batch, keys)
+        mean = mean_over(_grad_fn(recipe.gradients, old.opt_state), old.params, old.buffers, batch, keys)
         return _next(recipe, old, mean, donate)
 
     return whole_graph(step, options)
@@ -183,12 +198,15 @@ def _ending(recipe: Recipe, donate: bool, options: Mapping[str, Any] | None) -> 
     return whole_graph(end, options)
 
 
+def _grad_fn(gradients: Gradients, opt_state: Tree) -> GradFn:
+    """The gradient function with the loss scale that the optimiser keeps, if it does."""
+    found = loss_scale(opt_state)
+    return gradients.plain if found is None else gradients.at(found.scale)
+
+
 def _next(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Parts, dict[str, torch.Tensor]]:
     """Everything after the gradients. The update is the last that can raise."""
     traced = is_traced()
-    first_bad = old.first_bad
-    if traced or not _is_plainly_finite(mean, recipe.sizes):
-        first_bad = mark_bad(first_bad, all_finite([mean.loss, *tree.leaves(mean.grads)]), old.iteration)
     update = _updated_traced if traced else _updated
     try:
         params, opt_state, averages = update(recipe, old, mean, donate)
@@ -200,8 +218,20 @@ def _next(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Parts, 
         if misfit:
             raise ValueError(misfit) from error
         raise
+    first_bad = _first_bad(recipe, old, mean, opt_state)
     new = Parts(params, mean.buffers, opt_state, averages, first_bad, old.iteration)
     return new, _metrics(mean, monitored, traced)
+
+
+def _first_bad(recipe: Recipe, old: Parts, mean: Mean, opt_state: Tree) -> torch.Tensor:
+    """The sticky leaf, as it is after the iteration."""
+    if not is_traced() and _is_plainly_finite(mean, recipe.sizes):
+        return old.first_bad
+    scaled = loss_scale(opt_state)
+    if scaled is not None:
+        # An overflow is no fault while a smaller scale may help.
+        return mark_bad(old.first_bad, all_finite([mean.loss]) & scaled.is_usable(), old.iteration)
+    return mark_bad(old.first_bad, all_finite([mean.loss, *tree.leaves(mean.grads)]), old.iteration)
 
 
 def _is_plainly_finite(mean: Mean, sizes: dict[int, bool]) -> bool:

@@ -7,6 +7,7 @@ generator, dropout, batch statistics, schedules, accumulation, averages, validat
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random as python_random
 from typing import Literal
 
@@ -48,6 +49,9 @@ class Case:
     one_class_counts: bool = False
     schedule: bool = False
     ema: bool = False
+    swa: bool = False
+    precision: Literal["bf16", "fp16"] | None = None
+    freeze: bool = False
     log_every: int = 1
     validate_every: hf.Every | None = None
     own_validation: bool = False
@@ -108,8 +112,10 @@ def build(case: Case, workers: int = 0) -> Job:
     """The job of a case. ``workers`` is not part of the case: it must not matter."""
     draws = {"draws": "keyed"} if case.compile else {}
     model, params, buffers = hf.functional(lambda: Net(case.dropout, case.batch_norm), seed=case.seed, **draws)
+    if case.freeze:
+        model, params, buffers = hf.freeze(model, params, buffers, "first.*")
     optimizer = make_optimizer(case)
-    average = hf.ema(0.9) if case.ema and not case.handwritten else None
+    average = make_average(case)
 
     def loss_fn(params, buffers, batch, key):
         x, y = batch
@@ -127,12 +133,19 @@ def build(case: Case, workers: int = 0) -> Job:
         return hf.Aux(metrics={"loss": torch.nn.functional.cross_entropy(logits, y) + noise}, weight=len(y))
 
     if case.handwritten:
-        step = handwritten_step(loss_fn, optimizer, compiled=case.compile is not None)
+        step = handwritten_step(case, loss_fn, optimizer)
         step = hf.compile(step, backend=case.backend) if case.compile == "step" else step
         extra = {"shadow": hf.tree.map(torch.clone, params), "steps": 0} if case.ema else {"steps": 0}
     else:
         options = {"backend": case.backend} if case.compile else None
-        step = hf.make_step(loss_fn, optimizer, average=average, compile=case.compile, compile_options=options)
+        step = hf.make_step(
+            loss_fn,
+            optimizer,
+            average=average,
+            precision=case.precision,
+            compile=case.compile,
+            compile_options=options,
+        )
         extra = None
     state = hf.init_state(params, optimizer, buffers=buffers, seed=case.seed, average=average, extra=extra)
     keywords = {}
@@ -156,17 +169,35 @@ def make_optimizer(case: Case) -> hf.optim.Optimizer:
         inner = hf.optim.sgd(rate, momentum=0.9)
     else:
         inner = hf.optim.adamw(rate)
-    clipped = hf.optim.chain(hf.optim.clip_by_global_norm(1.0), inner)
-    return hf.optim.every(case.every, clipped) if case.every > 1 else clipped
+    made = hf.optim.chain(hf.optim.clip_by_global_norm(1.0), inner)
+    if case.precision == "fp16":
+        # From here it overflows, backs off, grows, and overflows again.
+        made = hf.optim.loss_scaled(made, init_scale=2.0**18, growth_interval=1)
+    return hf.optim.every(case.every, made) if case.every > 1 else made
 
 
-def handwritten_step(loss_fn, optimizer, *, compiled):
+def make_average(case: Case):
+    if case.handwritten:
+        return None
+    return hf.swa(1, every=2) if case.swa else hf.ema(0.9) if case.ema else None
+
+
+def make_grad_fn(case: Case, loss_fn):
+    """The gradient function of a step, as a function of its state."""
+    if case.precision == "fp16":
+        scaled = hf.scaled_grad(hf.autocast(loss_fn, torch.float16))
+        return lambda state: functools.partial(scaled, scale=hf.optim.loss_scale(state.opt_state).scale)
+    grad_fn = hf.value_and_grad(loss_fn if case.precision is None else hf.autocast(loss_fn), has_aux=True)
+    return lambda state: grad_fn
+
+
+def handwritten_step(case: Case, loss_fn, optimizer):
     """A step that uses none of `make_step`: its own gradients, its own average in ``extra``, its own noise."""
-    grad_fn = hf.value_and_grad(loss_fn, has_aux=True)
+    grad_fn = make_grad_fn(case, loss_fn)
 
     def step(state, batch):
-        mean = hf.microsteps(grad_fn, state, batch)
-        mode = hf.random.keyed if compiled else hf.random.scope
+        mean = hf.microsteps(grad_fn(state), state, batch)
+        mode = hf.random.keyed if case.compile else hf.random.scope
         with mode(hf.step_key(state, "noise")):
             grads = hf.tree.map(lambda g: g + 1e-3 * torch.randn_like(g), mean.grads)
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, weight=mean.weight)

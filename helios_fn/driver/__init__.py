@@ -2,5 +2,6 @@
 
 from .evaluate import Validator as Validator
 from .evaluate import test as test
+from .refresh import refresh_batch_norm as refresh_batch_norm
 from .run import iterate as iterate
 from .run import run as run

@@ -112,6 +112,17 @@ class Functional:
         """The keys of ``buffers``."""
         return self._train.pattern.buffer_names
 
+    @property
+    def all_param_names(self) -> tuple[str, ...]:
+        """The names of all parameters, frozen ones included."""
+        return tuple(name for name, _ in self._train.pattern.module.named_parameters())
+
+    def remade(self, change: Callable[[nn.Module], None]) -> Functional:
+        """A model made of a changed copy of the module, whose parameters have no values; this one stays as it is."""
+        module = strip(self._train.pattern.module)
+        change(module)
+        return Functional(module, self._train.draws)
+
     def __call__(
         self, params: Tensors, buffers: Tensors | None, /, *args: Any, key: Key | None = None, **kwargs: Any
     ) -> tuple[Any, Any]:
@@ -139,7 +150,7 @@ class _Form:
 
     def __init__(self, module: nn.Module, draws: random.Draws) -> None:
         self.pattern = Skeleton(module)
-        self._draws = draws
+        self.draws = draws
         self._shell = _Shell(module)
         # list.pop and list.append are atomic: no lock is needed, and none could go to another process.
         self._idle: list[Skeleton] = []
@@ -148,7 +159,7 @@ class _Form:
         self, params: Tensors, buffers: Tensors | None, args: tuple[Any, ...], kwargs: dict[str, Any], key: Key | None
     ) -> tuple[Any, Buffers | None]:
         if key is not None:
-            with random.context(key, self._draws):
+            with random.context(key, self.draws):
                 return self.call(params, buffers, args, kwargs, None)
         run = self._run_traced if torch.compiler.is_compiling() else self._run
         if buffers is None:

@@ -30,6 +30,11 @@ def loss_grad(loss_fn: LossFn) -> GradFn:
             else than a floating point loss and an `Aux`, or hands the `Aux` its metrics as buffers.
         ValueError: when it is called, the loss is not 0-d or does not depend on the params.
     """
+    return value_and_grad(checked(loss_fn), has_aux=True, on_constant=refuse_constant)
+
+
+def checked(loss_fn: LossFn) -> Callable[[Tree, Tree, Any, Any], tuple[torch.Tensor, Aux]]:
+    """``loss_fn``, refused if it cannot be called, and what it returns read as a loss and an `Aux`; see `loss_grad`."""
     _check_signature(loss_fn)
 
     def call(params: Tree, buffers: Tree, batch: Any, key: Any) -> tuple[torch.Tensor, Aux]:
@@ -39,7 +44,7 @@ def loss_grad(loss_fn: LossFn) -> GradFn:
             _check_buffers(new, buffers)
         return loss, aux
 
-    return value_and_grad(call, has_aux=True, on_constant=_refuse_constant)
+    return call
 
 
 def _check_signature(loss_fn: Any) -> None:
@@ -109,7 +114,8 @@ def _some(names: Mapping[Any, Any]) -> str:
     return ", ".join([*shown, "..."] if len(names) > len(shown) else shown)
 
 
-def _refuse_constant(aux: Aux) -> None:
+def refuse_constant(aux: Aux) -> None:
+    """Refuse a loss without a gradient, unless it has no part in anything."""
     weight = aux.weight
     if isinstance(weight, torch.Tensor):
         if is_traced() or weight.numel() != 1 or bool(weight == 0):

@@ -19,10 +19,15 @@ from .base import Transform as Transform
 from .base import chain as chain
 from .clip import clip_by_global_norm as clip_by_global_norm
 from .clip import clip_by_value as clip_by_value
+from .clip import clip_gradients as clip_gradients
+from .clip import global_norm as global_norm
 from .every import every as every
 from .groups import groups as groups
 from .lion import lion as lion
 from .lookahead import lookahead as lookahead
+from .loss_scale import LossScaleState as LossScaleState
+from .loss_scale import loss_scale as loss_scale
+from .loss_scale import loss_scaled as loss_scaled
 from .muon import muon as muon
 from .rmsprop import rmsprop as rmsprop
 from .sgd import sgd as sgd

@@ -8,8 +8,10 @@ import math
 import torch
 from torch.nn.utils import get_total_norm
 
+from .. import tree
 from ..dtensors import any_sharded, around, is_replicated, local, mesh_of, over_ranks
 from ..tracing import by_formula
+from ..types import Tree
 from .base import Transform
 from .checks import positive
 from .transforms.stateless import Leaves, stateless
@@ -49,11 +51,45 @@ def clip_by_value(limit: float) -> Transform:
     return stateless("clip_by_value", {"limit": limit}, functools.partial(_by_value, limit=limit))
 
 
+def global_norm(tensors: Tree) -> torch.Tensor:
+    """The Euclidean norm of all tensors of a tree together, 0-d: that of the vector of their norms.
+
+    These are the bits of ``torch.nn.utils.get_total_norm`` over the leaves in canonical order. Of no tensors it is 0.
+    Sharded tensors count as a whole: then all processes must call this.
+
+    Example:
+        >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+        tensor(5.)
+    """
+    leaves = tree.tensors(tensors)
+    if not leaves:
+        return torch.zeros(())
+    if any_sharded(leaves):
+        return _norm_over_ranks(leaves, [local(leaf) for leaf in leaves])
+    return _joint([torch.linalg.vector_norm(leaf) for leaf in leaves]) if by_formula(leaves) else get_total_norm(leaves)
+
+
+def clip_gradients(grads: Tree, max_norm: float) -> tuple[Tree, torch.Tensor]:
+    """The gradients scaled down to a joint norm of at most ``max_norm``, and the norm that they had.
+
+        grads, norm = optim.clip_gradients(mean.grads, 1.0)
+
+    For a step of one's own; in an optimiser write `clip_by_global_norm`, whose bits these are. As in
+    ``torch.nn.utils.clip_grad_norm_``, a norm that is not finite makes all gradients so.
+
+    Raises:
+        ValueError: ``max_norm`` is not above 0.
+    """
+    max_norm = positive("max_norm", max_norm)
+    leaves, treespec = tree.flatten(grads)
+    norm = global_norm(leaves)
+    return tree.unflatten(treespec, _times(leaves, _factor(norm, max_norm))), norm
+
+
 def _by_global_norm(leaves: Leaves, *, max_norm: float) -> Leaves:
     if any_sharded(leaves):
         parts = [local(leaf) for leaf in leaves]
-        scaled = _scaled(parts, _factor(_norm_over_ranks(leaves, parts), max_norm))
-        return [around(part, leaf) for part, leaf in zip(scaled, leaves, strict=True)]
+        return _times(leaves, _factor(_norm_over_ranks(leaves, parts), max_norm))
     if by_formula(leaves):
         norms = [torch.linalg.vector_norm(leaf) for leaf in leaves]
         return _scaled(leaves, _factor(_joint(norms), max_norm))
@@ -92,6 +128,12 @@ def _clearly_below(norms: Leaves, max_norm: float) -> bool:
 def _scaled(leaves: Leaves, factor: torch.Tensor) -> Leaves:
     # Of several dtypes the factor has the widest, to which a 0-d leaf would be promoted.
     return [(leaf * factor.to(leaf.device)).to(leaf.dtype) for leaf in leaves]
+
+
+def _times(leaves: Leaves, factor: torch.Tensor) -> Leaves:
+    """The same where leaves may be sharded."""
+    scaled = _scaled([local(leaf) for leaf in leaves], factor)
+    return [around(part, leaf) for part, leaf in zip(scaled, leaves, strict=True)]
 
 
 def _by_value(leaves: Leaves, *, limit: float) -> Leaves:

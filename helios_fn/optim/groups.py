@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from .. import tree
-from ..patterns import name_of
+from ..patterns import closest, name_of
 from ..tracing import is_traced
 from ..types import Tree
 from .base import Optimizer, hint
@@ -37,6 +36,8 @@ def groups(patterns: Mapping[str, Optimizer | None], *, default: Optimizer | Non
     """One optimiser for each group of parameters.
 
         optimizer = groups({"*.bias": adamw(3e-4, weight_decay=0.0), "embed.*": None}, default=adamw(3e-4))
+        no_decay = dict.fromkeys(["*.bias", "*norm*"], adamw(3e-4, weight_decay=0.0))
+        by_layer = {f"layers.{i}.*": adamw(3e-4 * 0.9 ** (12 - i)) for i in range(12)}
 
     A pattern is a shell pattern over the whole name of a parameter, its path with dots, such as ``layers.0.weight``
     (``*`` matches dots too); a path as `helios_fn.tree.paths` writes it serves as well. The first pattern that
@@ -164,5 +165,4 @@ def _explanation(pattern: str, patterns: list[str], names: list[str]) -> str:
     if taken:
         earlier = next(other for other in patterns if fnmatch.fnmatchcase(taken[0], other))
         return f"the pattern {pattern!r} matches only what earlier ones took, such as {taken[0]!r} by {earlier!r}"
-    close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-    return f"the pattern {pattern!r} matches no parameter; names close to it: {', '.join(map(repr, close)) or 'none'}"
+    return f"the pattern {pattern!r} matches no parameter; names close to it: {closest(pattern, names)}"

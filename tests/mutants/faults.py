@@ -127,6 +127,23 @@ FAULTS = [
         "        return list(tensors)\n",
         ("tests/laws/test_purity.py",),
     ),
+    Fault(
+        "overflow_is_taken_for_a_fault", "helios_fn/step.py",
+        "all_finite([mean.loss]) & scaled",
+        "all_finite([mean.loss, *tree.leaves(mean.grads)]) & scaled",
+        ("tests/unit/test_loss_scale.py",),
+    ),
+    Fault(
+        "overflow_leaves_the_growth_of_the_scale", "helios_fn/optim/loss_scale.py",
+        "torch.zeros_like(state.growth), state.skipped + 1",
+        "state.growth, state.skipped + 1",
+        ("tests/unit/test_loss_scale.py",),
+    ),
+    Fault(
+        "average_counts_its_own_calls", "helios_fn/nn/averages.py",
+        "        share = weight(count)\n",
+        "        weight.calls = getattr(weight, 'calls', 0) + 1\n        share = weight(weight.calls)\n",
+    ),
     Fault("average_not_saved", FOLDER, LOAD, loaded("averages=fresh.averages")),
     Fault("user_state_not_saved", FOLDER, LOAD, loaded("extra=fresh.extra")),
     Fault(

@@ -235,6 +235,52 @@ def test_clipping_by_norm_has_the_bits_of_torch(dtypes, max_norm):
     clip = optim.clip_by_global_norm(max_norm)
     clipped, _ = clip.update(grads, clip.init(params), params)
     assert tree.equal(tree.leaves(clipped), [leaf.grad for leaf in leaves])
+    before = tree.digest(grads)
+    by_hand, norm = optim.clip_gradients(grads, max_norm)
+    assert tree.equal(by_hand, clipped)
+    assert torch.equal(norm, torch.nn.utils.get_total_norm(tree.leaves(grads)))
+    assert torch.equal(norm, optim.global_norm(grads))
+    assert tree.digest(grads) == before
+
+
+def test_a_norm_is_mapped_and_differentiated_and_that_of_nothing_is_zero():
+    grads = grads_at(0, params_of())
+    many = torch.vmap(optim.global_norm)(tree.map(lambda leaf: torch.stack([leaf, 2 * leaf]), grads))
+    torch.testing.assert_close(many, optim.global_norm(grads) * torch.tensor([1.0, 2.0]))
+    found = torch.func.grad(lambda leaf: optim.clip_gradients({"a": leaf}, 1.0)[0]["a"].sum())(torch.tensor([3.0, 4.0]))
+    torch.testing.assert_close(found, torch.tensor([16 / 25, 9 / 25]) / 5 - 12 / 125)
+    assert optim.global_norm({}) == 0
+    assert optim.clip_gradients({}, 1.0) == ({}, 0)
+    with pytest.raises(ValueError, match="max_norm must be above 0"):
+        optim.clip_gradients(grads, 0)
+
+
+def test_decay_without_biases_and_norms_and_rates_by_layer_are_one_line_each():
+    """With the bits of torch's parameter groups."""
+    names = ("layers.0.bias", "layers.0.weight", "layers.1.bias", "layers.1.weight")
+    params = {name: torch.randn(3, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(names)}
+    rates = {name: 0.1 * 0.5 ** (1 - int(name[7])) for name in names}
+    cases = {
+        "decay": (
+            optim.groups({"*.bias": optim.adamw(0.1, weight_decay=0.0)}, default=optim.adamw(0.1, weight_decay=0.2)),
+            lambda name: {"lr": 0.1, "weight_decay": 0.0 if name.endswith("bias") else 0.2},
+        ),
+        "rates": (
+            optim.groups({f"layers.{i}.*": optim.adamw(0.1 * 0.5 ** (1 - i)) for i in range(2)}, default=None),
+            lambda name: {"lr": rates[name]},
+        ),
+    }
+    for optimizer, hyper in cases.values():
+        leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
+        reference = torch.optim.AdamW([{"params": [leaf], **hyper(name)} for name, leaf in leaves.items()], fused=True)
+        new, state = params, optimizer.init(params)
+        for step in range(3):
+            grads = grads_at(step, params)
+            for name, leaf in leaves.items():
+                leaf.grad = grads[name].clone()
+            reference.step()
+            new, state = optimizer.update(grads, state, new)
+        assert tree.equal(new, {name: leaf.detach() for name, leaf in leaves.items()})
 
 
 def test_clipping_by_value_has_the_bits_of_torch_and_keeps_nan():
