@@ -5,13 +5,14 @@ from __future__ import annotations
 import helios_fn as hf
 from helios_fn import testing
 
-MODULES = {"data", "distributed", "optim", "random", "schedules", "sinks", "tree"}
+MODULES = {"data", "distributed", "optim", "random", "registry", "schedules", "sinks", "tree"}
 NAMES = {
-    "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "LaunchFailed", "Loader", "MicroBatches",
-    "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason", "Result",
+    "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Experiment", "LaunchFailed", "Loader",
+    "MicroBatches", "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason", "Result",
     "ResumeRefused", "Retention", "RootLocked", "Row", "RunConfig", "RunFailed", "RunInfo", "Sink", "StateDonated",
     "Stream", "TrainState", "Validation", "Validator", "all_stopped", "compile", "ema", "ensemble",
-    "evaluate_members", "functional", "grad", "guard_finite", "init_state", "iterate", "launch", "make_step",
+    "evaluate_members", "functional", "grad", "guard_finite", "init_state", "iterate", "launch", "load_run",
+    "make_step",
     "member", "micro_keys", "microsteps", "restore", "run", "sam", "stack", "step_key", "test", "unroll", "unstack",
     "value_and_grad",
 }  # fmt: skip
