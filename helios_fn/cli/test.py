@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
-from ..experiment import Built, load_run
+from ..experiment import Built, by_member, load_run
 from ..experiment.reload import with_newest
 from .text import lines_out, number, shown, table
 from .train import add_experiment, load
@@ -34,7 +35,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, and print the metrics."""
-    found = {name: built.test() for name, built in _built(options).items()}
+    found: dict[str, Mapping[str, float]] = {}
+    for name, built in _built(options).items():
+        metrics = built.test()
+        found.update(by_member(built.experiment, metrics) if built.experiment.sweep else {name: metrics})
     names = list(dict.fromkeys(name for metrics in found.values() for name in metrics))
     if list(found) == [""]:
         lines_out(table([[shown(name), number(found[""][name])] for name in names], right=[1]))

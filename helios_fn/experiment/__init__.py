@@ -10,5 +10,6 @@ from .parts import Update as Update
 from .reload import load_run as load_run
 from .spec import Experiment as Experiment
 from .sweeps import Outcome as Outcome
+from .sweeps import by_member as by_member
 from .sweeps import run_members as run_members
 from .toml import parse_value as parse_value

@@ -34,14 +34,21 @@ def create(registry: Registry[Any], part: Part, source: Source, path: Path, *giv
     try:
         return registry.create(part.name, *given, **options, **also)
     except (TypeError, ValueError) as error:
-        if isinstance(error, ValueError) or "cannot be made so" in str(error):
+        # A part of the library refuses a kind of value by TypeError; in another it may be a fault of the program.
+        if isinstance(error, ValueError) or "cannot be made so" in str(error) or _is_ours(registry, part.name):
             said = str(error) if made_from.split(" (")[0] in str(error) else f"{made_from}: {error}"
             source.fail(path, said, error)
         error.add_note(f"while making {made_from} of {source.where(path)}")
         raise
+    except ImportError as error:
+        raise ImportError(f"{source.where(path)}: {made_from}: {error}", name=error.name) from error
     except Exception as error:
         error.add_note(f"while making {made_from} of {source.where(path)}")
         raise
+
+
+def _is_ours(registry: Registry[Any], name: str) -> bool:
+    return registry.where(name).startswith("helios_fn.")
 
 
 def resolved(part: Part, source: Source, path: Path) -> dict[str, Any]:

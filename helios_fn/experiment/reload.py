@@ -37,21 +37,23 @@ def load_run(path: str | os.PathLike[str], *, discover: bool | Iterable[str] = (
         name: which run, where a root has several.
 
     Returns:
-        What `Experiment.build` makes, with ``state`` from the checkpoint and ``config.root`` as the run's folder is
-        called now.
+        What `Experiment.build` makes, with ``state`` from the checkpoint, and a ``config`` whose ``root`` is what the
+        folder is called now and whose ``resume`` goes on from that checkpoint.
 
     Raises:
         CheckpointError: there is no valid checkpoint, or it was not written by an experiment.
         ValueError: a package that the checkpoint names has not been discovered, or a part is not registered.
     """
-    chosen = _chosen(Path(path).expanduser().absolute(), name)
-    experiment = _experiment(chosen)
+    given = Path(path).expanduser().absolute()
+    chosen = _chosen(given, name)
+    experiment = _experiment(chosen, str(chosen.path) if chosen.path == given else "auto")
     if discover is True:
         registry.discover(*experiment.discover)
     else:
         packages = () if discover is False else tuple(discover)
         registry.discover(*packages)
         _check_known(experiment, chosen)
+        _check_paths(experiment, chosen)
     return _with_state(build(experiment, discover=False), chosen)
 
 
@@ -81,10 +83,9 @@ def _chosen(path: Path, name: str | None) -> Checkpoint:
         raise CheckpointError(f"{path} does not exist")
     folder = path / "checkpoints"
     if not folder.is_dir():
-        if path.name == "checkpoints":
-            folder = path
-        else:
-            return Checkpoint(path, checkpoints.verify(path))
+        if path.name != "checkpoints":
+            return _named(path)
+        folder = path
     found = [entry for _, entry in survey(OS, folder) if isinstance(entry, Checkpoint)]
     runs = sorted({entry.manifest.run for entry in found})
     if name is None and len(runs) > 1:
@@ -99,19 +100,28 @@ def _chosen(path: Path, name: str | None) -> Checkpoint:
     return newest
 
 
-def _experiment(chosen: Checkpoint) -> Experiment:
-    """What the checkpoint says it was made by, with the folder as it is called now."""
+def _named(path: Path) -> Checkpoint:
+    manifest = checkpoints.verify(path)
+    if path.parent.name != "checkpoints":
+        raise CheckpointError(
+            f"{path} is a checkpoint, but not in the folder of a run, <root>/checkpoints: read its parts by hf.restore"
+        )
+    return Checkpoint(path, manifest)
+
+
+def _experiment(chosen: Checkpoint, resume: str) -> Experiment:
+    """What the checkpoint says it was made by, with the folder as it is called now.
+
+    Wherever the checkpoint says to write, nothing is written outside of its own root.
+    """
     text = chosen.record.get(RECORD)
     if not isinstance(text, str):
         raise CheckpointError(
             f"{chosen.path} was not written by an experiment, so nothing says how its step was made: make step, state "
             "and loader as its script did, and hand them to hf.run, or load parts of it by hf.restore"
         )
-    where = f"the experiment of {chosen.path}"
-    experiment = Experiment.loads(text, name=where)
-    if chosen.path.parent.name == "checkpoints":
-        experiment = experiment.replace({"run.root": str(chosen.path.parent.parent)})
-    return experiment
+    overrides = {"run.root": str(chosen.path.parent.parent), "run.resume": resume}
+    return Experiment.loads(text, overrides, name=f"the experiment of {chosen.path}")
 
 
 def _check_known(experiment: Experiment, chosen: Checkpoint) -> None:
@@ -120,5 +130,15 @@ def _check_known(experiment: Experiment, chosen: Checkpoint) -> None:
         names = ", ".join(map(repr, experiment.discover))
         raise ValueError(
             f"{chosen.path} names the package{'s' * (len(missing) > 1)} {', '.join(missing)}, and what a checkpoint "
-            f"names is not imported unasked: hand discover=[{names}], or discover=True if you trust that folder"
+            f"names is not imported unasked: hand over discover=[{names}] (--discover), or discover=True (--trust) "
+            "if you trust that folder"
         )
+
+
+def _check_paths(experiment: Experiment, chosen: Checkpoint) -> None:
+    for sink in experiment.sinks:
+        if "path" in sink.options:
+            raise ValueError(
+                f"{chosen.path} has the sink {sink.name!r} write to {sink.options['path']!r}, and what a checkpoint "
+                "names is not written to unasked: hand over discover=True (--trust) if you trust that folder"
+            )

@@ -36,23 +36,26 @@ class Source:
         self.name = name
         self.table = toml.parse(text, name)
         self._lines = _lines(text)
-        self._set: list[Path] = []
-        for path, value in (overrides or {}).items():
-            self._set.append(_put(self.table, path, value))
+        self._set = {_put(self.table, path, value): "the override of" for path, value in (overrides or {}).items()}
 
-    def changed(self, text: str, overrides: Mapping[str, Any]) -> Source:
-        """A source of another text, with places in this one's file."""
+    def changed(self, text: str, overrides: Mapping[str, Any], by: str = "the override of") -> Source:
+        """A source of another text, with places in this one's file; ``by`` says whence the overrides are."""
         found = Source(text, self.name, overrides)
-        found._lines, found._set = self._lines, [*self._set, *found._set]
+        found._lines, found._set = self._lines, {**self._set, **dict.fromkeys(found._set, by)}
         return found
 
     def where(self, path: Path) -> str:
         """The place of a key, or of the nearest that holds it: ``file:line``, or its override."""
         for length in range(len(path), 0, -1):
-            if any(found[:length] == path[:length] for found in self._set):
-                return f"the override of {'.'.join(path[:length])}"
-            if path[:length] in self._lines:
-                return f"{self.name}:{self._lines[path[:length]]}"
+            here = path[:length]
+            if here in self._set:
+                return f"{self._set[here]} {dotted(here)}"
+            within = next((found for found in self._set if found[:length] == here), None)
+            if here in self._lines:
+                also = "" if within is None else f", with {self._set[within]} {dotted(within)}"
+                return f"{self.name}:{self._lines[here]}{also}"
+            if within is not None:
+                return f"{self._set[within]} {dotted(within)}"
         return self.name
 
     def __contains__(self, path: Path) -> bool:

@@ -125,7 +125,10 @@ class Experiment:
 
     @classmethod
     def _of(cls, source: Source) -> Experiment:
-        experiment = read(cls, source.table, source)
+        try:
+            experiment = read(cls, source.table, source)
+        except RecursionError:
+            raise ValueError(f"{source.name} is nested too deeply") from None
         object.__setattr__(experiment, "_source", source)
         return experiment
 
@@ -137,9 +140,9 @@ class Experiment:
         """
         return toml.dump(table_of(self))
 
-    def replace(self, overrides: Mapping[str, Any]) -> Experiment:
-        """The experiment with some keys set, as by the ``overrides`` of `load`; raises as it does."""
-        return self._of(self.source.changed(self.dumps(), overrides))
+    def replace(self, overrides: Mapping[str, Any], *, by: str = "the override of") -> Experiment:
+        """The experiment with some keys set, as by the ``overrides`` of `load`; raises as it does, in the words of ``by``."""
+        return self._of(self.source.changed(self.dumps(), overrides, by))
 
     def members(self) -> dict[str, Experiment]:
         """The experiments of the sweep by what differs, ``"lr=0.001,seed=1"``; without a sweep this one, named ``""``.

@@ -45,7 +45,7 @@ def members(experiment: Experiment) -> dict[str, Experiment]:
     for name, change in zip(_names(changes), changes, strict=True):
         root = experiment.run.root
         within = {} if root is None or "run.root" in change else {"run.root": f"{root}/{name}"}
-        found[name] = alone.replace({**change, **within})
+        found[name] = alone.replace({**change, **within}, by="the sweep over")
     return found
 
 
@@ -61,8 +61,7 @@ def run_members(experiment: Experiment, **keywords: Any) -> list[Outcome]:
         ImportError: a package of ``discover`` cannot be imported.
     """
     if experiment.sweep is not None and experiment.sweep.together:
-        result = experiment.build().run(**keywords)
-        return [_of_lane(result, name, lane) for lane, name in enumerate(members(experiment))]
+        return _outcomes(experiment, experiment.build().run(**keywords))
     found: list[Outcome] = []
     for name, each in members(experiment).items():
         found.append(_run_one(name, each, keywords))
@@ -84,13 +83,23 @@ def _outcome(name: str, result: Result) -> Outcome:
     return Outcome(name, _metrics(result), result.state.counters.iteration, result.reason)
 
 
-def _of_lane(result: Result, name: str, lane: int) -> Outcome:
-    """A member's own part of the metrics, ``loss/3`` for ``loss`` of member 3."""
-    tail = f"/{lane}"
-    own = {key.removesuffix(tail): value for key, value in _metrics(result).items() if key.endswith(tail)}
-    bad = int(result.state.extra.first_bad[lane])
-    failure = "" if bad < 0 else f"the loss or a gradient was not finite in iteration {bad + 1}"
-    return Outcome(name, own, result.state.counters.iteration, None if failure else result.reason, failure)
+def by_member(experiment: Experiment, metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The metrics of a sweep's members, by name, out of those of their ensemble: ``loss/3`` is ``loss`` of member 3."""
+    found = {}
+    for lane, name in enumerate(members(experiment)):
+        tail = f"/{lane}"
+        found[name] = {key.removesuffix(tail): value for key, value in metrics.items() if key.endswith(tail)}
+    return found
+
+
+def _outcomes(experiment: Experiment, result: Result) -> list[Outcome]:
+    """What became of the members of an ensemble."""
+    iteration, found = result.state.counters.iteration, []
+    bad = result.state.extra.first_bad.tolist()
+    for (name, metrics), first in zip(by_member(experiment, _metrics(result)).items(), bad, strict=True):
+        failure = "" if first < 0 else f"the loss or a gradient was not finite in iteration {first + 1}"
+        found.append(Outcome(name, metrics, iteration, None if failure else result.reason, failure))
+    return found
 
 
 def _metrics(result: Result) -> dict[str, float]:

@@ -8,9 +8,9 @@ from helios_fn import testing
 MODULES = {"data", "distributed", "optim", "random", "registry", "schedules", "sinks", "tree"}
 NAMES = {
     "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Experiment", "LaunchFailed", "Loader",
-    "MicroBatches", "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason", "Result",
-    "ResumeRefused", "Retention", "RootLocked", "Row", "RunConfig", "RunFailed", "RunInfo", "Sink", "StateDonated",
-    "Stream", "TrainState", "Validation", "Validator", "all_stopped", "compile", "ema", "ensemble",
+    "MicroBatches", "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason",
+    "Result", "ResumeRefused", "Retention", "RootLocked", "Row", "RunConfig", "RunFailed", "RunInfo", "Sink",
+    "StateDonated", "Stream", "TrainState", "Validation", "Validator", "all_stopped", "compile", "ema", "ensemble",
     "evaluate_members", "functional", "grad", "guard_finite", "init_state", "iterate", "launch", "load_run",
     "make_step",
     "member", "micro_keys", "microsteps", "restore", "run", "sam", "stack", "step_key", "test", "unroll", "unstack",
