@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..distributed import launch
-from ..errors import LaunchFailed
+from ..distributed.environment import place
+from ..errors import LaunchFailed, RunFailed
 from ..experiment import Experiment, Outcome, parse_value, run_members
 from ..types import EX_TEMPFAIL, Reason
 from .text import lines_out, number, one_line, shown, table
@@ -32,6 +34,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--show", action="store_true", help="print the experiment as it would be run, and do nothing else"
     )
+    parser.add_argument("--traceback", action="store_true", help="if training fails, print the library's frames, too")
     parser.set_defaults(run=run)
 
 
@@ -51,13 +54,28 @@ def run(options: argparse.Namespace) -> int:
     if options.show:
         lines_out(shown(line) for line in experiment.dumps().splitlines())
         return 0
-    if options.processes is None:
-        return _train(options.path, overrides)
     try:
+        if options.processes is None:
+            return _train(options.path, overrides)
         return max(launch(_train, options.path, overrides, processes=options.processes))
     except LaunchFailed as error:
         print(f"python -m helios_fn train: {error}", file=sys.stderr)
-        return 1
+    except RunFailed as error:
+        if options.traceback:
+            raise
+        lines_out(_own_traceback(error), file=sys.stderr)
+        print(f"python -m helios_fn train: {shown(one_line(str(error)))}", file=sys.stderr)
+    return 1
+
+
+def _own_traceback(error: RunFailed) -> list[str]:
+    """Where the user's own code raised: the traceback without this package's frames."""
+    cause = error.__cause__
+    package = str(Path(__file__).resolve().parents[1])
+    frames = [] if cause is None else traceback.extract_tb(cause.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(package)]
+    told = "".join(traceback.format_list(own)).splitlines()
+    return ["Traceback of your own code (all of it: --traceback):", *told] if told else []
 
 
 def load(path: Path, overrides: Mapping[str, Any]) -> Experiment:
@@ -73,10 +91,15 @@ def _train(path: Path, overrides: Mapping[str, Any]) -> int:
     """The work of one process; status as of the command."""
     from ..distributed import current  # once `run` has connected, if it does
 
-    outcomes = run_members(load(path, overrides))
+    outcomes = run_members(load(path, overrides), announce=_announce)
     if current().is_main:
         lines_out(summary(outcomes))
     return status(outcomes)
+
+
+def _announce(text: str) -> None:
+    if place().rank == 0:
+        print(shown(text), file=sys.stderr, flush=True)
 
 
 def status(outcomes: list[Outcome]) -> int:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from .. import registry
 from ..config import RunConfig
+from ..distributed.environment import place
 from ..driver import Validator, run
 from ..driver import test as run_test
 from ..nn import Functional, LossFn, functional
 from ..random import Draws
 from ..state import TrainState, init_state
 from ..types import Observer, Result, Sink, Step
+from .changes import RECORD, changes
 from .create import create
 from .evaluate import evaluation_of
 from .loading import make_loader, make_validator, params_of, tested
@@ -22,8 +25,7 @@ from .making import make_average, make_optimizer, model_factory, on
 from .spec import Experiment
 from .together import check_together, ensemble_of
 
-RECORD = "experiment"
-"""Under this name the text of an experiment is in the record of its checkpoints."""
+_LOGGER = logging.getLogger("helios_fn")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,8 +56,11 @@ class Built:
     def run(self, **keywords: Any) -> Result:
         """Train by `helios_fn.run`; ``keywords`` are further arguments of it, or replace those of the experiment.
 
-        Checkpoints record the experiment, for `load_run`.
+        Checkpoints record the experiment, for `load_run`. Where the run goes on from one whose experiment differs in
+        what decides bits, a warning says in which keys.
         """
+        for change in changes(self.experiment) if place().rank == 0 else []:
+            _LOGGER.warning("%s: from here on the bits are those of neither", change)
         given: dict[str, Any] = {
             "validate": self.validate,
             "sinks": self.sinks,

@@ -15,7 +15,8 @@ from ..checkpoint import format as checkpoints
 from ..checkpoint.listing import first_valid, survey
 from ..errors import CheckpointError
 from ..state import OUTPUT_ONLY
-from .build import RECORD, Built, build
+from .build import Built, build
+from .changes import RECORD
 from .spec import Experiment
 
 _LOGGER = logging.getLogger("helios_fn")

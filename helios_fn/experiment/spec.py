@@ -141,7 +141,10 @@ class Experiment:
         return toml.dump(table_of(self))
 
     def replace(self, overrides: Mapping[str, Any], *, by: str = "the override of") -> Experiment:
-        """The experiment with some keys set, as by the ``overrides`` of `load`; raises as it does, in the words of ``by``."""
+        """The experiment with some keys set, as by the ``overrides`` of `load`; raises as it does.
+
+        ``by`` is what messages call that.
+        """
         return self._of(self.source.changed(self.dumps(), overrides, by))
 
     def members(self) -> dict[str, Experiment]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import RunFailed
@@ -49,8 +49,10 @@ def members(experiment: Experiment) -> dict[str, Experiment]:
     return found
 
 
-def run_members(experiment: Experiment, **keywords: Any) -> list[Outcome]:
-    """Train the members of a sweep; ``keywords`` go to `helios_fn.run`.
+def run_members(
+    experiment: Experiment, *, announce: Callable[[str], object] | None = None, **keywords: Any
+) -> list[Outcome]:
+    """Train the members of a sweep; ``keywords`` go to `helios_fn.run`, and ``announce`` hears of each before.
 
     One after another, each in its own folder; a member that fails does not keep the others from being trained, and
     one that is stopped by a signal or its time limit ends the sweep. The same line again goes on where that was. With
@@ -63,7 +65,10 @@ def run_members(experiment: Experiment, **keywords: Any) -> list[Outcome]:
     if experiment.sweep is not None and experiment.sweep.together:
         return _outcomes(experiment, experiment.build().run(**keywords))
     found: list[Outcome] = []
-    for name, each in members(experiment).items():
+    every = members(experiment)
+    for number, (name, each) in enumerate(every.items(), start=1):
+        if name and announce is not None:
+            announce(f"member {number} of {len(every)}: {name}")
         found.append(_run_one(name, each, keywords))
         if found[-1].reason in (Reason.SIGNAL, Reason.TIME):
             break

@@ -15,6 +15,7 @@ from torch import nn
 import helios_fn as hf
 from helios_fn import tree
 from helios_fn.experiment import Data, Evaluation, Part, StepPart, Sweep, Update, parse_value, run_members
+from helios_fn.experiment.changes import changes
 from helios_fn.experiment.toml import dump, parse, value_text
 from helios_fn.registry import DATASETS, LOSSES, MODELS, NETWORKS, OBSERVERS, ORDERS, TRANSFORMS
 
@@ -320,7 +321,7 @@ def experiments(draw) -> hf.Experiment:
 
 
 class TestLaws:
-    @settings(deadline=None, max_examples=examples(40))
+    @settings(deadline=None, max_examples=examples(25))
     @given(experiments())
     def test_an_experiment_is_what_its_text_says(self, experiment):
         """loads(dumps(x)) == x, and dumps is the same text again."""
@@ -329,7 +330,7 @@ class TestLaws:
         assert again == experiment
         assert again.dumps() == text
 
-    @settings(deadline=None, max_examples=examples(25))
+    @settings(deadline=None, max_examples=examples(15))
     @given(experiments(), VALUES, st.integers(1, 99), st.integers(1, 9))
     def test_an_override_is_an_edit_of_the_file(self, experiment, option, total, size):
         """For a field, an option, one in a table that is not there yet, and one of a part given by name."""
@@ -530,6 +531,27 @@ class TestLoadRun:
         """Checked before anything is written."""
         with pytest.raises((TypeError, ValueError), match=message):
             hf.Experiment.loads(TEXT).build().run(record=record)
+
+
+class TestChanges:
+    @pytest.mark.parametrize(
+        ("overrides", "told"),
+        [
+            ({"optimizer.lr": 0.02}, "optimizer.lr was 0.01 when run_epoch_2_iter_6 was written and is 0.02 now"),
+            ({"model.extra": {"a": 1}}, "model.extra.a was not set when run_epoch_2_iter_6 was written and is 1 now"),
+            ({"run.total": 9, "data.workers": 2, "valid.batch_size": 3, "observers": ["Recorder"]}, ""),
+        ],
+        ids=str,
+    )
+    def test_what_decides_bits_and_has_been_changed_is_told(self, trained, overrides, told):
+        """All else may change between two starts of a run."""
+        experiment = hf.load_run(trained[0]).experiment.replace(overrides)
+        assert changes(experiment) == ([told] if told else [])
+
+    def test_it_is_told_when_the_run_goes_on(self, trained, caplog):
+        """As a warning."""
+        hf.load_run(trained[0]).experiment.replace({"optimizer.lr": 0.02}).build().run()
+        assert "optimizer.lr was 0.01 when" in caplog.text
 
 
 class TestSweeps:

@@ -1,4 +1,4 @@
-"""``train`` and ``test`` on the command line: what they print, with which status they end, and that a kill costs nothing."""
+"""``train`` and ``test`` on the command line: what they print, their status, and that a kill costs nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 import helios_fn as hf
 from helios_fn import tree
-from helios_fn.cli import main
+from helios_fn.cli import main, train
 from helios_fn.cli.train import status
 from helios_fn.experiment import Outcome
 from helios_fn.registry import OBSERVERS
@@ -165,6 +165,33 @@ class TestTrain:
         assert "this loss is broken" in lines[2]
         assert lines[3].endswith("the total was reached")
 
+    def test_a_failure_shows_the_users_own_code(self, file, call):
+        """Its frames and one line, without the library's; these come with --traceback."""
+        name = hf.Experiment.load(file).discover[0]
+        code, _, err = call("train", file, "--set", f"loss={name}_broken")
+        lines = err.splitlines()
+        assert code == 1
+        assert lines[0].startswith("Traceback of your own code")
+        assert f'{name}.py", line 15, in broken' in lines[1]
+        assert "RuntimeError: this loss is broken" in lines[-1]
+        assert not any("helios_fn/" in line for line in lines[:-1])
+        with pytest.raises(hf.RunFailed):
+            call("train", file, "--set", f"loss={name}_broken", "--traceback")
+
+    def test_processes_are_launched_with_what_was_set(self, file, call, monkeypatch):
+        """And the worst of their statuses is the command's."""
+        asked = []
+
+        def launch(fn, *arguments, **options):
+            asked.append((fn.__name__, arguments, options))
+            return [0, 75]
+
+        monkeypatch.setattr(train, "launch", launch)
+        assert call("train", file, "--set", "seed=3", "--processes", "2")[0] == 75
+        assert asked == [("_train", (file, {"seed": 3}), {"processes": 2})]
+        assert call("train", file, "--processes", "0")[0] == 2
+
+    @pytest.mark.soak
     def test_two_processes_make_the_bits_of_one(self, file, call):
         """Where run.micro_batches says how many there are."""
         digests = []
