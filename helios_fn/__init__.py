@@ -10,6 +10,7 @@ from . import data as data
 from . import distributed as distributed
 from . import optim as optim
 from . import random as random
+from . import registry as registry
 from . import sinks as sinks
 from . import tree as tree
 
@@ -59,6 +60,10 @@ from .errors import ResumeRefused as ResumeRefused
 from .errors import RootLocked as RootLocked
 from .errors import RunFailed as RunFailed
 from .errors import StateDonated as StateDonated
+
+# Experiments: runs described by files.
+from .experiment import Experiment as Experiment
+from .experiment import load_run as load_run
 
 # Hand-written steps: gradients, their mean over micro-batches, keys, non-finite values.
 from .finite import guard_finite as guard_finite

@@ -1,4 +1,4 @@
-"""``python -m helios_fn``: look after checkpoints from the command line, see `helios_fn.cli`."""
+"""``python -m helios_fn``: run experiments and look after checkpoints from the command line, see `helios_fn.cli`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: look at checkpoints, compare them, export their weights, remove old ones.
+"""The command line: run experiments; look at checkpoints, compare them, export their weights, remove old ones.
 
 One module for each command, which adds itself to the parser. No command ever changes a checkpoint in
 place, and none runs or unpickles anything that is in one.

@@ -55,8 +55,9 @@ def _show_one(contents: Contents) -> int:
         lines_out(_facts("versions", manifest.versions))
         for part in ("geometry", "environment", "config"):
             lines_out(_facts(part, record.get(part)))
-        others = {name: value for name, value in record.items() if name not in ("geometry", "environment", "config")}
-        lines_out(_facts("record", {name: value for name, value in others.items() if name != "validation"}))
+        told = ("geometry", "environment", "config", "experiment", "validation")
+        lines_out(_facts("record", {name: value for name, value in record.items() if name not in told}))
+        lines_out(_text("experiment", record.get("experiment")))
     print()
     lines_out(outline(contents.structure))
     if flaw is not None:
@@ -71,6 +72,12 @@ def _facts(label: str, facts: Any) -> list[str]:
     return textwrap.wrap(
         shown(text), _WIDTH, initial_indent=label.ljust(_LABEL), subsequent_indent=" " * _LABEL, break_on_hyphens=False
     )
+
+
+def _text(label: str, text: Any) -> list[str]:
+    """The lines of a text, without the empty ones."""
+    lines = [shown(line, _WIDTH - _LABEL) for line in text.splitlines() if line] if isinstance(text, str) else []
+    return [f"{label if at == 0 else '':{_LABEL}}{line}" for at, line in enumerate(lines)]
 
 
 def _flat(facts: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:

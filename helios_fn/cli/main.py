@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import CheckpointError
-from . import diff, digest, export, inspect, migrate, prune, verify
+from . import diff, digest, export, inspect, migrate, prune, test, train, verify
 from .text import one_line, shown
 
-_COMMANDS = (inspect, verify, diff, digest, export, prune, migrate)
+_COMMANDS = (train, test, inspect, verify, diff, digest, export, prune, migrate)
 _BROKEN_PIPE = 128 + 13  # what a shell reports of a program that SIGPIPE has ended
 
 
@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     """The parser of ``python -m helios_fn``."""
     found = Parser(
         prog="python -m helios_fn",
-        description="Look after checkpoints. No command changes a checkpoint in place or runs anything that is in one.",
+        description="Run experiments, and look after checkpoints. No command changes a checkpoint in place or runs "
+        "anything that is in one.",
         epilog="Status 0: done, and nothing wrong was found. 1: a negative finding (damaged, different, refused). "
         "2: the arguments are wrong.",
     )
@@ -55,6 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _BROKEN_PIPE
     except KeyboardInterrupt:
         return 128 + 2
-    except (CheckpointError, ValueError, OSError) as error:
+    except (CheckpointError, ValueError, OSError, ImportError) as error:
         print(f"{prog}: {shown(one_line(str(error)))}", file=sys.stderr)
         return 1

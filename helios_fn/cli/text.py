@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -57,7 +58,7 @@ def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = (), indent: i
     return lines
 
 
-def lines_out(lines: Iterable[str]) -> None:
-    """Print lines."""
+def lines_out(lines: Iterable[str], file: TextIO | None = None) -> None:
+    """Print lines, by default to the standard output."""
     for line in lines:
-        print(line)
+        print(line, file=file)

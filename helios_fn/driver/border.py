@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from ..checkpoint import check_saveable
 from ..config import RunConfig
 from ..data import Phases
 from ..state import OUTPUT_ONLY, TrainState
-from ..types import Source
+from ..types import Json, Source
 from .evaluate import Validator
 
+_RECORDED = frozenset({"config", "cycles", "environment", "geometry", "log_dir", "processes", "sinks", "validation"})
 PassThrough = tuple[type[BaseException], ...]
 
 
@@ -59,6 +61,23 @@ def checked_types(pass_through: Iterable[type[BaseException]]) -> PassThrough:
         if not (isinstance(each, type) and issubclass(each, BaseException)):
             raise TypeError(f"pass_through lists exception types, got {each!r}")
     return types
+
+
+def checked_record(record: Any) -> dict[str, Json]:
+    """The user's facts for the manifest; raises TypeError or ValueError where they are no JSON or the run's own."""
+    if record is None:
+        return {}
+    if not isinstance(record, Mapping):
+        raise TypeError(f"record must map names to plain JSON values, got {tree.describe(record)}")
+    for name, value in record.items():
+        if not isinstance(name, str) or name in _RECORDED:
+            taken = ", ".join(sorted(_RECORDED))
+            raise ValueError(f"record names its facts by texts other than {taken}, which are the run's; got {name!r}")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"record[{name!r}] cannot be stored as JSON: {error}") from error
+    return dict(record)
 
 
 def _check_stream(cfg: RunConfig) -> None:

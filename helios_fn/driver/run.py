@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..errors import PurityError
 from ..sinks import Progress
 from ..state import TrainState
 from ..types import Json, Observer, Result, RunInfo, Sink, Step
-from .border import PassThrough, check_combination, check_step, checked_state, checked_types
+from .border import PassThrough, check_combination, check_step, checked_record, checked_state, checked_types
 from .donation import Donation
 from .evaluate import Validator
 from .failure import end_saving, leave_others, run_failed, save_after
@@ -47,6 +47,7 @@ def run(
     should_stop: ShouldStop | None = None,
     pass_through: Iterable[type[BaseException]] = (),
     checkpoint_metadata: Callable[[TrainState], str] | None = None,
+    record: Mapping[str, Json] | None = None,
     clock: Clock = time.monotonic,
 ) -> Result:
     """Train until the configured end and return the final state and the reason.
@@ -68,6 +69,7 @@ def run(
             first step; ``True`` or a text ends the run. Must depend on the state alone.
         pass_through: exception types that are raised unchanged instead of as `RunFailed`.
         checkpoint_metadata: ``metadata(state) -> str``, appended to the names of checkpoints.
+        record: facts of one's own, plain JSON, that each checkpoint's manifest is to hold, beside those of the run.
         clock: the seconds that ``max_time`` and ``checkpoint_every_seconds`` count; replaced in tests.
 
     Raises:
@@ -87,6 +89,7 @@ def run(
         should_stop=should_stop,
         pass_through=pass_through,
         checkpoint_metadata=checkpoint_metadata,
+        record=record,
         clock=clock,
         shown=False,
     )
@@ -109,6 +112,7 @@ def iterate(
     should_stop: ShouldStop | None = None,
     pass_through: Iterable[type[BaseException]] = (),
     checkpoint_metadata: Callable[[TrainState], str] | None = None,
+    record: Mapping[str, Json] | None = None,
     clock: Clock = time.monotonic,
 ) -> Generator[TrainState, None, Result]:
     """The same loop as `run`, as a generator: yields the state after each iteration.
@@ -128,6 +132,7 @@ def iterate(
         should_stop=should_stop,
         pass_through=pass_through,
         checkpoint_metadata=checkpoint_metadata,
+        record=record,
         clock=clock,
         shown=True,
     )
@@ -145,6 +150,7 @@ def _states(
     should_stop: ShouldStop | None,
     pass_through: Iterable[type[BaseException]],
     checkpoint_metadata: Callable[[TrainState], str] | None,
+    record: Mapping[str, Json] | None,
     clock: Clock,
     shown: bool,
 ) -> Generator[TrainState, None, Result]:
@@ -157,6 +163,7 @@ def _states(
     check_combination(cfg, source, validate, should_stop)
     fresh = checked_state(init_state() if callable(init_state) else init_state, cfg)
     facts: dict[str, Json] = {
+        **checked_record(record),
         "geometry": geometry(cfg, share, source.describe(), fresh),
         "environment": environment(cfg, step),
         "processes": share.world,

@@ -16,9 +16,10 @@ LAYERS = [
     {"tree", "random", "config", "accumulate", "finiteness", "graph", "patterns"},
     {"state", "schedule"},
     {"distributed"},
-    {"nn", "optim", "data", "checkpoint", "sinks", "finite"},
+    {"nn", "optim", "data", "checkpoint", "sinks", "finite", "registry"},
     {"step", "compiled", "ensemble", "unroll"},
     {"driver"},
+    {"experiment"},
     {"testing", "cli"},
     {"__main__"},
 ]
