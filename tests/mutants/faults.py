@@ -468,9 +468,10 @@ FAULTS = [
     ),
     Fault(
         "agreement_is_read_one_iteration_late_on_one_rank", "helios_fn/driver/agreement.py",
-        "        return self._received is not None or self._is_over\n",
-        "        late, self._late = getattr(self, '_late', False), self._received is not None or self._is_over\n"
-        "        return self._late if self._world.is_main else late\n",
+        "        number, over, self._left_out = self._word.tolist()\n",
+        "        number, over, self._left_out = self._word.tolist()\n"
+        "        if not self._world.is_main:\n"
+        "            number, self._late = getattr(self, '_late', 0), number\n",
         ("tests/world/test_agreement.py",),
     ),
     Fault(
