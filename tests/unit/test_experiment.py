@@ -17,7 +17,7 @@ from helios_fn import tree
 from helios_fn.experiment import Data, Evaluation, Part, StepPart, Sweep, Update, parse_value, run_members
 from helios_fn.experiment.changes import changes
 from helios_fn.experiment.toml import dump, parse, value_text
-from helios_fn.registry import DATASETS, LOSSES, MODELS, NETWORKS, OBSERVERS, ORDERS, TRANSFORMS
+from helios_fn.registry import COLLATES, DATASETS, LOSSES, MODELS, NETWORKS, OBSERVERS, ORDERS, STEPS, TRANSFORMS
 
 from ..strategies import examples
 
@@ -82,6 +82,23 @@ def noise(sample, rng, scale: float = 1.0):
 @ORDERS.register
 def backwards(key, epoch, n, skip: int = 0):
     return range(n - 1, -1, -1)
+
+
+@COLLATES.register
+def doubled(samples, times: int = 2):
+    x, y = torch.utils.data.default_collate(samples)
+    return times * x, y
+
+
+@STEPS.register
+def handwritten(loss_fn, optimizer, half: bool = False):
+    made = hf.make_step(loss_fn, optimizer)
+
+    def step(state, batch):
+        new = made(state, batch)
+        return new.replace(metrics={**new.metrics, "half": new.metrics["loss"] / 2} if half else new.metrics)
+
+    return step
 
 
 @LOSSES.register
@@ -430,6 +447,16 @@ class TestBuilt:
             '{name = "toy", n = 10}\nbatch_size = 4\ntransforms = [{name = "noise", scale = 0.1}]', '"toy_source"'
         )
         assert hf.Experiment.loads(source).build().loader.batch_size == 2
+
+    def test_steps_and_collates_of_ones_own_are_used(self):
+        """A step is made of the loss and the optimiser; a collate function gets its options."""
+        text = edited("batch_size = 4", 'batch_size = 4\ncollate = {name = "doubled", times = 3}')
+        text = edited('average = {name = "ema", decay = 0.9}', 'name = "handwritten"\nhalf = true', text)
+        built = hf.Experiment.loads(text).build()
+        x, _ = toy(10).tensors
+        batch = next(iter(built.loader.replace(transform=None, shuffle=False).epoch(hf.random.key(0))))
+        assert torch.equal(batch[0], 3 * x[:4])
+        assert "half" in built.run().state.metrics
 
     def test_a_schedule_is_the_optimisers_rate(self):
         """As a section, or as the option lr."""
