@@ -36,6 +36,10 @@ def refresh_batch_norm(
         buffers = refresh_batch_norm(model, state.averages, state.buffers, loader)
         model.eval(state.averages, buffers, x)
 
+        def validate(state):  # of a run, with a Validator
+            buffers = refresh_batch_norm(model, state.averages, state.buffers, loader.replace())
+            return validator(state.replace(params=state.averages, buffers=buffers))
+
     The statistics begin anew, and are the plain means of those of all batches of one epoch, a shorter last one
     included; these are the bits of ``torch.optim.swa_utils.update_bn`` on the same batches. Batch norms in eval mode
     or without statistics stay as they are, as does every argument; where there are no others, ``buffers`` is returned

@@ -166,5 +166,5 @@ class _LossScaled:
         }
 
     def __repr__(self) -> str:
-        settings = (self.init_scale, self.growth_factor, self.backoff_factor, self.growth_interval)
-        return f"loss_scaled({self.optimizer!r}, {', '.join(map(repr, settings))})"
+        names = ("init_scale", "growth_factor", "backoff_factor", "growth_interval")
+        return f"loss_scaled({self.optimizer!r}, {', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"

@@ -125,7 +125,9 @@ def test_micro_batches_and_wrappers_of_the_gradient_compose(precision):
 
 
 def check_compiled(loss_fn, mode, precision, backend):
-    optimizer = optimizer_of(precision)
+    # Not Adam: it makes as much of the rounding of gradients that are zero as of others.
+    optimizer = hf.optim.sgd(0.1)
+    optimizer = hf.optim.loss_scaled(optimizer) if precision == "fp16" else optimizer
     given = {"precision": precision, "compile": mode, "compile_options": {"backend": backend}}
     state = trained(hf.make_step(loss_fn, optimizer, **given), optimizer)
     assert int(state.first_bad) == -1
