@@ -48,7 +48,7 @@ def test_the_code_in_a_guide_runs(tmp_path, path):
 def test_the_links_exist(path):
     """Every relative link leads to a file."""
     links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
-    assert links
+    assert links or path.stem != "README"
     for link in links:
         assert (path.parent / link).exists(), link
 

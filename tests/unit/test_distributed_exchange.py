@@ -1,4 +1,4 @@
-"""The sum over processes is the same bits on each, whichever way the data travels. Here threads stand for the processes."""
+"""The sum over processes is the same bits on each, whichever way the data travels. Threads stand for processes here."""
 
 from __future__ import annotations
 

@@ -306,6 +306,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.soak  # the examples are started by torchrun in the ordinary suite
 def test_the_same_script_runs_alone_and_under_torchrun(tmp_path):
     """Alone it starts two processes; under torchrun, each of the two calls the function itself."""
     script, totals = written(tmp_path, "script.py", SCRIPT), tmp_path / "totals"
