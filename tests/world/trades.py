@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from unittest import mock
 
 import torch
 
 import helios_fn as hf
 from helios_fn import tree
-from helios_fn.distributed import World, all_gather, all_reduce, barrier, broadcast, current, exchange
+from helios_fn.distributed import World, all_gather, all_reduce, barrier, broadcast, exchange
 from helios_fn.distributed.reduction import SUMS, Partial
 from helios_fn.schedule import rank_slice
 
@@ -76,29 +78,30 @@ def random_terms(seed: int, count: int, dtypes, numel: int) -> list:
 def summed(seed, count, dtypes, numel, reduction, limit):
     """The sum over all ranks of the same terms, each rank holding its share; and the ways that were taken."""
     world = connected()
-    exchange.GATHERED_BYTES = exchange.PAIR_BYTES = limit
-    ways = []
-    for name in ("_gathered", "_all_reduced", "_scattered"):
-        watch(name, ways)
     terms = random_terms(seed, count, dtypes, numel)
     start, stop = rank_slice(count, world.rank, world.size)
     total = SUMS[reduction](start)
     for term in terms[start:stop]:
         total.push(term)
     like = None if start < stop else terms[0]
-    return current().reduce(Partial(total.blocks(), count, reduction, like)), sorted(set(ways))
+    ways: list[str] = []
+    # Undone at the end: this process lives on, and others would send messages of other sizes.
+    with contextlib.ExitStack() as patches:
+        for name in ("GATHERED_BYTES", "PAIR_BYTES"):
+            patches.enter_context(mock.patch.object(exchange, name, limit))
+        for name in ("_gathered", "_all_reduced", "_scattered"):
+            patches.enter_context(mock.patch.object(exchange, name, watched(name, ways)))
+        return world.reduce(Partial(total.blocks(), count, reduction, like)), sorted(set(ways))
 
 
-def watch(name, ways):
+def watched(name, ways):
     plain = getattr(exchange, name)
-    plain = getattr(plain, "plain", plain)
 
-    def watched(*args):
+    def call(*args):
         ways.append(name)
         return plain(*args)
 
-    watched.plain = plain
-    setattr(exchange, name, watched)
+    return call
 
 
 def wrong_share(count):
