@@ -96,7 +96,12 @@ class Layout:
         self.facts = facts
         self._flatten_grads, self._flatten_buffers = tree.Flattener(), tree.Flattener()
         leaves, self._grad_spec = self._flatten_grads(grads)
-        self._old, self._buffer_spec = self._flatten_buffers(buffers)
+        # An empty dict is not flattened: the compiler cannot see into optree's way of doing that.
+        self._empty = buffers if _is_empty(buffers) else None
+        self._old: list[Any] = []
+        self._buffer_spec: Any = None
+        if self._empty is None:
+            self._old, self._buffer_spec = self._flatten_buffers(buffers)
         changed = [at for at in range(len(self._old)) if at not in facts.unchanged]
         self._floating = [at for at in changed if _is_floating(self._old[at])]
         self._other = [at for at in changed if not _is_floating(self._old[at])]
@@ -193,7 +198,7 @@ class Layout:
         return Mean(
             loss,
             tree.unflatten(self._grad_spec, _cast(accumulate.divide(grads, weight), self.facts.grad_dtypes)),
-            tree.unflatten(self._buffer_spec, buffers),
+            tree.unflatten(self._buffer_spec, buffers) if self._empty is None else self._empty,
             dict(zip(self.facts.names, metrics, strict=True)),
             weight,
         )
@@ -205,6 +210,8 @@ class Layout:
         return [list(itertools.islice(leaves, size)) for size in sizes]
 
     def _new_buffers(self, result: Mean, index: int) -> list[Any]:
+        if self._empty is not None and _is_empty(result.buffers):
+            return []
         new, treespec = self._flatten_buffers(result.buffers)
         # Structures cannot be compared in a compiled region; zip notices what matters.
         if not torch.compiler.is_compiling() and treespec != self._buffer_spec:
@@ -219,6 +226,10 @@ class Layout:
                     "has several micro-batches, a buffer that changes must be a tensor"
                 )
         return new
+
+
+def _is_empty(buffers: Tree) -> bool:
+    return type(buffers) is dict and not buffers
 
 
 def _scalars(result: Mean, names: list[str]) -> list[torch.Tensor]:
