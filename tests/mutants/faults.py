@@ -19,13 +19,11 @@ class Fault(NamedTuple):
     tests: tuple[str, ...] = RESUME
 
 
-LOAD = "        return self._store.load(chosen, fresh, free=OUTPUT_ONLY)\n"
+LOAD = "        return (self._shards or self._store).load(chosen, fresh, free=OUTPUT_ONLY)\n"
 
 
 def loaded(changes: str) -> str:
-    return (
-        f"        state = self._store.load(chosen, fresh, free=OUTPUT_ONLY)\n        return state.replace({changes})\n"
-    )
+    return LOAD.replace("return", "state =") + f"        return state.replace({changes})\n"
 
 
 SHARDED = ("tests/world/test_sharded.py",)
@@ -430,6 +428,8 @@ FAULTS = [
         "parts_of_others_may_change_while_they_are_saved", "helios_fn/checkpoint/sharded_writer.py",
         "        self._written()\n", "",
         ("tests/world/test_sharded_checkpoints.py",),
+    ),
+    Fault(
         "neighbours_are_merged_by_level_alone", "helios_fn/distributed/reduction.py",
         "    return left.size == right.size and left.start % (2 * left.size) == 0\n",
         "    return left.size == right.size\n",
@@ -449,8 +449,8 @@ FAULTS = [
     ),
     Fault(
         "parts_of_a_scattered_sum_are_added_as_they_come", "helios_fn/distributed/exchange.py",
-        "    ((total,),) = combine(parts, partial.terms, partial.reduction)\n",
-        '    ((total,),) = combine(parts, partial.terms, "fold")\n',
+        "    ((total,),) = combine(_as_blocks(plan, terms), partial.terms, partial.reduction)\n",
+        '    ((total,),) = combine(_as_blocks(plan, terms), partial.terms, "fold")\n',
         ("tests/world/test_exchange.py",),
     ),
     Fault(
@@ -494,7 +494,7 @@ FAULTS = [
     ),
     Fault(
         "every_rank_looks_at_the_folder", "helios_fn/driver/together.py",
-        "        self._by_main(self._folder.__enter__)\n",
+        "        by_main(self._world, self._folder.__enter__)\n",
         "        self._folder.__enter__()\n",
         ("tests/world/test_agreement.py",),
     ),
@@ -524,9 +524,9 @@ FAULTS = [
         ("tests/world/test_failures.py",),
     ),
     Fault(
-        "weightless_micro_batches_move_the_buffers", "helios_fn/nn/mean.py",
-        "            accumulate.scale([_change(new[at], self._old[at]) for at in self._floating], weight),\n",
-        "            accumulate.scale([_change(new[at], self._old[at]) for at in self._floating], 1),\n",
+        "weightless_micro_batches_count_as_one", "helios_fn/nn/mean.py",
+        "accumulate.scale_(flat, weight if floats else weight_of_others)",
+        "accumulate.scale_(flat, (weight or 1) if floats else weight_of_others)",
         ("tests/unit/test_nn_microsteps.py",),
     ),
 ]  # fmt: skip
