@@ -74,7 +74,7 @@ create_sink = SINKS.create
 # By name alone: nothing is imported before it is created.
 OPTIMIZERS.known(
     "helios_fn.optim",
-    "adafactor adam adamw every groups lion lookahead muon rmsprop sgd skip_non_finite",
+    "adafactor adam adamw every groups lion lookahead loss_scaled muon rmsprop sgd skip_non_finite",
 )
 GRADIENT_TRANSFORMS.known(
     "helios_fn.optim",
@@ -84,7 +84,7 @@ SCHEDULES.known(
     "helios_fn.optim.schedules",
     "constant cosine cosine_restarts exponential linear linear_warmup piecewise polynomial step_decay warmup_cosine",
 )
-AVERAGES.known("helios_fn.nn", "ema")
+AVERAGES.known("helios_fn.nn", "ema swa")
 STEPS.known("helios_fn.step", "make_step")
 ORDERS.known("helios_fn.data", "shuffled=Shuffled sequential=Sequential")
 SINKS.known("helios_fn.sinks", "jsonl=JsonLines textlog=TextLog tensorboard=TensorBoard")
