@@ -187,27 +187,38 @@ class Layout:
 
     def mean(self, total: Term) -> Mean:
         """The mean from the sum of all terms."""
-        (weights, *scalars), grads, changes, others = self._unpacked(total) if self._packs else total
-        weight: Weight = weights if is_traced() or weights.device.type != "cpu" else weights.item()
-        loss, *metrics = _cast(accumulate.divide(scalars, weight), self.facts.scalar_dtypes)
+        weight, (scalars, grads, changes, others) = self._divided(total)
+        loss, *metrics = _cast(scalars, self.facts.scalar_dtypes)
         buffers = list(self._old)
-        for at, change in zip(self._floating, accumulate.divide(changes, weight), strict=True):
+        for at, change in zip(self._floating, changes, strict=True):
             buffers[at] = torch.where(change == 0, buffers[at], (buffers[at] + change).to(buffers[at].dtype))
         for at, leaf in zip(self._other, others, strict=True):
             buffers[at] = _choose(weight == 0, buffers[at], leaf)
         return Mean(
             loss,
-            tree.unflatten(self._grad_spec, _cast(accumulate.divide(grads, weight), self.facts.grad_dtypes)),
+            tree.unflatten(self._grad_spec, _cast(grads, self.facts.grad_dtypes)),
             tree.unflatten(self._buffer_spec, buffers) if self._empty is None else self._empty,
             dict(zip(self.facts.names, metrics, strict=True)),
             weight,
         )
 
-    def _unpacked(self, total: Term) -> Term:
-        leaves = iter(spread(self._buckets, total[0]))
-        facts = self.facts
-        sizes = (1 + len(facts.scalar_dtypes), len(facts.grad_dtypes), len(self._floating), len(self._other))
-        return [list(itertools.islice(leaves, size)) for size in sizes]
+    def _divided(self, total: Term) -> tuple[Weight, Term]:
+        """The total weight, and the groups of a sum: all but the other buffers divided by it."""
+        if not self._packs:
+            (weights, *scalars), grads, changes, others = total
+            weight = _known(weights)
+            return weight, [*(accumulate.divide(group, weight) for group in (scalars, grads, changes)), others]
+        packs = list(zip(self._buckets, total[0], strict=True))
+        weight = _known(next(flat[0] for bucket, flat in packs if bucket.places[0] == 0))
+        floats = [bucket.dtype.is_floating_point or bucket.dtype.is_complex for bucket, _ in packs]
+        # Whole vectors are divided, not the leaves in them one by one.
+        found = iter(
+            accumulate.divide([flat for (_, flat), is_float in zip(packs, floats, strict=True) if is_float], weight)
+        )
+        flats = [next(found) if is_float else flat for (_, flat), is_float in zip(packs, floats, strict=True)]
+        leaves = iter(spread(self._buckets, flats)[1:])
+        sizes = (len(self.facts.scalar_dtypes), len(self.facts.grad_dtypes), len(self._floating), len(self._other))
+        return weight, [list(itertools.islice(leaves, size)) for size in sizes]
 
     def _new_buffers(self, result: Mean, index: int) -> list[Any]:
         if self._empty is not None and _is_empty(result.buffers):
@@ -237,7 +248,11 @@ def _scalars(result: Mean, names: list[str]) -> list[torch.Tensor]:
 
 
 def _cast(leaves: list[torch.Tensor], dtypes: list[torch.dtype]) -> list[torch.Tensor]:
-    return [leaf.to(dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
+    return [leaf if leaf.dtype == dtype else leaf.to(dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
+
+
+def _known(weight: torch.Tensor) -> Weight:
+    return weight if is_traced() or weight.device.type != "cpu" else weight.item()
 
 
 def _change(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
