@@ -179,7 +179,8 @@ class Observer:
     ``on_iteration``, ``on_row`` (when a row is logged), ``on_validation_batch`` (per batch, where the
     validation reports it), ``on_validation``; last ``on_end``, also after a failure (then ``reason`` is ``None``).
     ``on_checkpoint`` comes once for each checkpoint, in order, when it is durable: with ``async_save`` at the end of
-    one of the iterations that follow, the last ones before ``on_end``. All are called in the thread that trains.
+    one of the iterations that follow, the last ones before ``on_end``. All are called in the thread that trains, and
+    in every process if there are several; but rank 0 alone saves a state that is not sharded, and hears of it.
     """
 
     def on_start(self, info: RunInfo, state: Any) -> None: ...

@@ -165,6 +165,38 @@ def two_hosts():
                 ip("netns", "del", name)
 
 
+def on_host(name: str, command: list[str], **more: object) -> subprocess.Popen:
+    """A program in a network namespace."""
+    return subprocess.Popen(
+        ["ip", "netns", "exec", name, *command],
+        cwd=HERE,
+        env=environment(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.soak
+def test_torchrun_on_two_hosts_gives_the_bits_of_one_process(tmp_path, uninterrupted, two_hosts):
+    """The same program, started once on each machine. Only rank 0's machine needs the folder."""
+    processes = []
+    try:
+        for rank, (name, end) in enumerate(zip(*two_hosts, strict=True)):
+            torchrun = ["torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1"]
+            torchrun += ["--master-addr=10.111.0.1", "--master-port=29512", "-m", "tests.world.troubled"]
+            command = [sys.executable, "-m", *torchrun, str(tmp_path / str(rank)), "nothing", "0"]
+            processes.append(on_host(name, command, GLOO_SOCKET_IFNAME=end))
+        told = [each.communicate(timeout=150)[0] for each in processes]
+    finally:
+        for each in processes:
+            each.kill()
+            each.wait()
+    for text in told:
+        assert " ".join(map(str, uninterrupted)) in text.splitlines(), text
+    assert not (tmp_path / "1").exists()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("cut", ["down", "lost"])
 def test_a_cut_between_two_hosts_ends_both(pool, tmp_path, uninterrupted, two_hosts, cut):
@@ -176,28 +208,8 @@ def test_a_cut_between_two_hosts_ends_both(pool, tmp_path, uninterrupted, two_ho
         for rank, (name, end) in enumerate(zip(names, ends, strict=True)):
             place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
             meet = {"MASTER_ADDR": "10.111.0.1", "MASTER_PORT": 29511, "GLOO_SOCKET_IFNAME": end}
-            command = [
-                "ip",
-                "netns",
-                "exec",
-                name,
-                sys.executable,
-                "-m",
-                "tests.world.troubled",
-                str(tmp_path),
-                "wait",
-                "0",
-            ]
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    cwd=HERE,
-                    env=environment(**place, **meet),
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
+            command = [sys.executable, "-m", "tests.world.troubled", str(tmp_path), "wait", "0"]
+            processes.append(on_host(name, command, **place, **meet))
         limit = time.monotonic() + 120
         while not all((tmp_path / f"waiting-{rank}").exists() for rank in (0, 1)):
             assert time.monotonic() < limit, "they do not come to the iteration"
