@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 import warnings
+from multiprocessing.forkserver import _forkserver
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,6 +64,11 @@ def run(command: list[str], *, stdout: BinaryIO, env: dict[str, str], **_: objec
     return subprocess.CompletedProcess(command, process.exitcode)
 
 
+def stay_with_the_server() -> None:
+    """Have this process's own children come from the same server: multiprocessing would import torch in a new one."""
+    _forkserver.ensure_running = lambda: None
+
+
 def _run_file(words: list[str], cwd: str, said: str) -> None:
     _begin(words, said, str(Path(said).with_suffix(".stderr")))
     os.chdir(cwd)
@@ -85,5 +91,6 @@ def _begin(words: list[str], out: str, err: str) -> None:
         os.dup2(file, stream.fileno())
         os.close(file)
     multiprocessing.set_start_method("fork", force=True)
+    stay_with_the_server()
     torch.set_num_threads(1)  # as everywhere in the tests: threads without a core of their own cost ten times the time
     sys.argv = words

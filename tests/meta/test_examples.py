@@ -64,6 +64,7 @@ def test_hypergradients_lower_the_loss_on_held_out_data(tmp_path):
     assert float(words[7].removesuffix(";")) < 0.8 * float(words[5])
 
 
+@pytest.mark.soak  # the laws of tests/world say the same of many jobs
 def test_the_number_of_processes_changes_no_bit(tmp_path):
     """A short form of `make world`: five lives of one model, one digest."""
     output = "\n".join(Script(EXAMPLES / "world.py", "--models", "digits", "--epochs", "1", cwd=tmp_path).lines())

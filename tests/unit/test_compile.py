@@ -133,7 +133,7 @@ def test_a_step_compiles_after_it_has_run_uncompiled(made_of):
     assert close(found.metrics, expected.metrics)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("grad", marks=soak), "whole", "step"])
+@pytest.mark.parametrize("kind", [pytest.param("grad", marks=soak), "whole", pytest.param("step", marks=soak)])
 def test_one_graph_for_each_shape_along_a_run_and_its_resume(kind, tmp_path: Path):
     """Epochs, ragged tails, changing schedules and a resume compile two graphs: full batches and the tail.
 

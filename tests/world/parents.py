@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import runpy
-from multiprocessing.forkserver import _forkserver
 
 from helios_fn.distributed import launch
 
+from ..forked import stay_with_the_server
 from . import ranks
-
-
-def stay_with_the_server():
-    """Have this process's own children come from the same server: multiprocessing would import torch in a new one."""
-    _forkserver.ensure_running = lambda: None
 
 
 def run_script(connection, path):
