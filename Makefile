@@ -40,7 +40,7 @@ laws: $(READY) ## only the laws
 	$(BIN)/python -m pytest tests/laws
 
 soak: $(READY) ## the laws with many more examples, every fault against checkpoints; prints a table of faults (an hour)
-	HELIOS_FN_PROFILE=nightly $(BIN)/python -m pytest -m "soak or not soak" tests/laws tests/crash tests/unit tests/world
+	HELIOS_FN_PROFILE=nightly $(BIN)/python -m pytest -m "soak or not soak" tests/laws tests/crash tests/unit tests/world tests/meta
 
 mutants: $(READY) ## plant faults one at a time and show that the suite catches every one
 	$(BIN)/python tests/mutants/run.py
