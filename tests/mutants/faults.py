@@ -512,12 +512,6 @@ FAULTS = [
         ("tests/world/test_agreement.py",),
     ),
     Fault(
-        "who_leaves_a_run_keeps_its_connections", "helios_fn/driver/failure.py",
-        '{type(error).__name__}: {text}")\n    loop.world.leave()\n',
-        '{type(error).__name__}: {text}")\n',
-        ("tests/world/test_failures.py",),
-    ),
-    Fault(
         "who_leaves_a_run_says_nothing", "helios_fn/driver/run.py",
         '            loop.world.note("left", f"left the run after iteration {loop.complete.counters.iteration}")\n',
         "",
