@@ -26,6 +26,11 @@ class Bucket(NamedTuple):
         """The size of the flat tensor."""
         return self.numel * self.dtype.itemsize
 
+    @property
+    def is_floating(self) -> bool:
+        """Whether the elements are floating point or complex numbers."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
     def flat(self, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
         """The leaves of this bucket as one vector: in new memory, unless one leaf is all there is."""
         lines = self._lines(leaves)

@@ -197,7 +197,7 @@ def _drive(
     with ExitStack() as stack:
         world = stack.enter_context(opened(around.cfg.seconds("collective_timeout")))
         around = _among_others(around, world, initial[0])
-        stack.enter_context(logs_of_rank(around.world.rank, around.world.size))
+        stack.enter_context(logs_of_rank(world.rank, world.size))
         stack.enter_context(around.folder)
         stack.callback(_close_sources, around)
         start = around.folder.start(initial.pop())

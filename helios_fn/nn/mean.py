@@ -164,8 +164,7 @@ class Layout:
             self._buckets = buckets(forms, dtypes=dtypes, in_memory_order=True)
         flats = packed(self._buckets, leaves)
         for bucket, flat in zip(self._buckets, flats, strict=True):
-            floats = bucket.dtype.is_floating_point or bucket.dtype.is_complex
-            accumulate.scale_(flat, weight if floats else weight_of_others)
+            accumulate.scale_(flat, weight if bucket.is_floating else weight_of_others)
         return [flats]
 
     def empty_term(self, params: Tree) -> Term:
@@ -210,12 +209,9 @@ class Layout:
             return weight, [*(accumulate.divide(group, weight) for group in (scalars, grads, changes)), others]
         packs = list(zip(self._buckets, total[0], strict=True))
         weight = _known(next(flat[0] for bucket, flat in packs if bucket.places[0] == 0))
-        floats = [bucket.dtype.is_floating_point or bucket.dtype.is_complex for bucket, _ in packs]
         # Whole vectors are divided, not the leaves in them one by one.
-        found = iter(
-            accumulate.divide([flat for (_, flat), is_float in zip(packs, floats, strict=True) if is_float], weight)
-        )
-        flats = [next(found) if is_float else flat for (_, flat), is_float in zip(packs, floats, strict=True)]
+        quotients = iter(accumulate.divide([flat for bucket, flat in packs if bucket.is_floating], weight))
+        flats = [next(quotients) if bucket.is_floating else flat for bucket, flat in packs]
         leaves = iter(spread(self._buckets, flats)[1:])
         sizes = (len(self.facts.scalar_dtypes), len(self.facts.grad_dtypes), len(self._floating), len(self._other))
         return weight, [list(itertools.islice(leaves, size)) for size in sizes]

@@ -519,8 +519,8 @@ FAULTS = [
     ),
     Fault(
         "weightless_micro_batches_count_as_one", "helios_fn/nn/mean.py",
-        "accumulate.scale_(flat, weight if floats else weight_of_others)",
-        "accumulate.scale_(flat, (weight or 1) if floats else weight_of_others)",
+        "accumulate.scale_(flat, weight if bucket.is_floating else weight_of_others)",
+        "accumulate.scale_(flat, (weight or 1) if bucket.is_floating else weight_of_others)",
         ("tests/unit/test_nn_microsteps.py",),
     ),
 ]  # fmt: skip
