@@ -6,6 +6,8 @@ READY := $(VENV)/ready
 # The benchmarks' peers bring much that nobody needs for the tests: they have an environment of their own.
 PEERS := build/bench
 PEERS_READY := $(PEERS)/ready
+# Tests of one file share processes, and stay together.
+BOTH_CORES := --numprocesses 2 --dist loadfile
 
 .PHONY: help demo world test laws lint types check soak mutants bench seek clean
 
@@ -34,13 +36,13 @@ test: $(READY) ## lint, types and all tests (under ten minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BOTH_CORES)
 
 laws: $(READY) ## only the laws
-	$(BIN)/python -m pytest tests/laws
+	$(BIN)/python -m pytest $(BOTH_CORES) tests/laws
 
 soak: $(READY) ## the laws with many more examples, every fault against checkpoints; prints a table of faults (an hour)
-	HELIOS_FN_PROFILE=nightly $(BIN)/python -m pytest -m "soak or not soak" tests/laws tests/crash tests/unit tests/world tests/meta
+	HELIOS_FN_PROFILE=nightly $(BIN)/python -m pytest $(BOTH_CORES) -m "soak or not soak" tests/laws tests/crash tests/unit tests/world tests/meta
 
 mutants: $(READY) ## plant faults one at a time and show that the suite catches every one
 	$(BIN)/python tests/mutants/run.py

@@ -7,10 +7,13 @@ import signal
 import sys
 import tempfile
 from multiprocessing import forkserver
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+
+from .crash.tally import TALLY
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 _QUICK = [Phase.explicit, Phase.generate, Phase.shrink]
@@ -34,10 +37,34 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Let the server that processes fork from begin its imports, while other tests run."""
-    if "tests.forked" in sys.modules and not session.config.option.collectonly:
+@pytest.fixture(autouse=True, scope="session")
+def _fork_server():
+    """Let the server that processes fork from begin its imports, while other tests run.
+
+    In a fixture, where output is captured: what the processes say belongs to the test that is running.
+    """
+    if "tests.forked" in sys.modules:
         forkserver.ensure_running()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand on the faults that were tried here, where this is one process of several."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = TALLY.dump()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add what one of several processes has tried."""
+    TALLY.load(getattr(node, "workeroutput", {}).get("faults", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print which faults were tried, and how they ended."""
+    if TALLY.counts:
+        terminalreporter.section("faults tried, and how they ended")
+        for line in TALLY.table():
+            terminalreporter.write_line(line)
 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

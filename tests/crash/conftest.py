@@ -1,4 +1,4 @@
-"""The table of faults at the end of the report, and folders in memory."""
+"""Folders in memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from .tally import TALLY
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what was tried and how it ended."""
-    if TALLY.counts:
-        terminalreporter.section("faults tried, and how they ended")
-        for line in TALLY.table():
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -40,6 +40,16 @@ class Tally:
     def add(self, kind: str, outcome: Outcome, number: int = 1) -> None:
         self.counts.setdefault(kind, Counter())[outcome] += number
 
+    def dump(self) -> dict[str, dict[str, int]]:
+        """The counts as plain values, which one process can send to another."""
+        return {kind: {outcome.name: number for outcome, number in each.items()} for kind, each in self.counts.items()}
+
+    def load(self, dumped: dict[str, dict[str, int]]) -> None:
+        """Add what another process has counted."""
+        for kind, each in dumped.items():
+            for outcome, number in each.items():
+                self.add(kind, Outcome[outcome], number)
+
     def table(self) -> list[str]:
         """One line per kind, and one for the sum."""
         total: Counter[Outcome] = sum(self.counts.values(), Counter())
