@@ -12,6 +12,7 @@ from . import optim as optim
 from . import random as random
 from . import registry as registry
 from . import sinks as sinks
+from . import stopping as stopping
 from . import tree as tree
 
 # Parts of a checkpoint in another state.
@@ -90,6 +91,7 @@ from .state import step_key as step_key
 
 # The usual step.
 from .step import make_step as make_step
+from .summary import summary as summary
 from .types import Aux as Aux
 from .types import Counters as Counters
 from .types import Cursor as Cursor

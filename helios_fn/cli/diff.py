@@ -11,9 +11,9 @@ import torch
 
 from ..checkpoint import open_contents
 from ..checkpoint.structure import compare
+from ..text import leaves, lines_out, number, plural, shown, table
 from .distance import Distance, distance
 from .places import single
-from .text import leaves, lines_out, number, plural, shown, table
 
 _PATH_WIDTH = 48
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import export
+from ..text import plural, shown, size
 from .places import single
-from .text import plural, shown, size
 
 
 def add(commands: Any) -> None:

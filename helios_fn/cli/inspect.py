@@ -12,10 +12,10 @@ from ..checkpoint import OS, Checkpoint, Contents, open_contents
 from ..checkpoint.listing import problem
 from ..checkpoint.retention import metrics_of
 from ..errors import CheckpointError
+from ..text import lines_out, number, one_line, plural, shown, size, table
 from ..types import Json
 from .outline import outline
 from .places import Found, found_in, is_checkpoint, place
-from .text import lines_out, number, one_line, plural, shown, size, table
 
 _WIDTH = 110
 _LABEL = 13

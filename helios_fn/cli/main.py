@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import CheckpointError
+from ..text import one_line, shown
 from . import diff, digest, export, inspect, migrate, prune, test, train, verify
-from .text import one_line, shown
 
 _COMMANDS = (train, test, inspect, verify, diff, digest, export, prune, migrate)
 _BROKEN_PIPE = 128 + 13  # what a shell reports of a program that SIGPIPE has ended

@@ -11,8 +11,8 @@ from ..checkpoint.manifest import FORMAT
 from ..checkpoint.migrate import migrate
 from ..checkpoint.superseded import superseded
 from ..errors import CheckpointError, ResumeRefused
+from ..text import one_line, plural, shown
 from .places import found_in, root
-from .text import one_line, plural, shown
 
 
 def add(commands: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ..checkpoint.leaves import DTYPES, Leaf, Scalar, ShardedSpec, TensorSpec
 from ..checkpoint.structure import Container, Node, join, leaf_items
 from ..patterns import name_of
-from .text import leaves, shown, size, table
+from ..text import leaves, shown, size, table
 
 _NAME_WIDTH = 52
 _VALUE_WIDTH = 40

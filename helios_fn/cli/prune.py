@@ -12,8 +12,8 @@ from ..checkpoint.retention import metrics_of
 from ..checkpoint.superseded import Superseded, remove_superseded, superseded
 from ..config import Retention
 from ..errors import CheckpointError
+from ..text import lines_out, number, one_line, plural, shown, size, table
 from .places import found_in, root
-from .text import lines_out, number, one_line, plural, shown, size, table
 
 
 def add(commands: Any) -> None:

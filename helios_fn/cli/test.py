@@ -8,7 +8,7 @@ from typing import Any
 
 from ..experiment import Built, by_member, load_run
 from ..experiment.reload import with_newest
-from .text import lines_out, number, shown, table
+from ..text import lines_out, number, shown, table
 from .train import add_experiment, load
 
 

@@ -13,8 +13,8 @@ from ..distributed import launch
 from ..distributed.environment import place
 from ..errors import LaunchFailed, RunFailed
 from ..experiment import Experiment, Outcome, parse_value, run_members
+from ..text import lines_out, number, one_line, shown, table
 from ..types import EX_TEMPFAIL, Reason
-from .text import lines_out, number, one_line, shown, table
 
 
 def add(commands: Any) -> None:

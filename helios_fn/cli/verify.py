@@ -9,8 +9,8 @@ from typing import Any
 
 from ..checkpoint import verify
 from ..errors import CheckpointError
+from ..text import one_line, plural, shown, size
 from .places import found_in, is_checkpoint, place
-from .text import one_line, plural, shown, size
 
 
 def add(commands: Any) -> None:

@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parents[2] / "helios_fn"
 
 # Each name is a module or a folder of the package; a folder's members may import each other.
 LAYERS = [
-    {"types", "errors", "tracing", "signature", "dtensors"},
+    {"types", "errors", "tracing", "signature", "dtensors", "text"},
     {"tree", "random", "config", "accumulate", "finiteness", "graph", "patterns"},
     {"state", "schedule"},
     {"distributed"},
-    {"nn", "optim", "data", "checkpoint", "sinks", "finite", "registry"},
+    {"nn", "optim", "data", "checkpoint", "sinks", "finite", "registry", "stopping", "summary"},
     {"step", "compiled", "ensemble", "unroll"},
     {"driver"},
     {"experiment"},

@@ -23,7 +23,7 @@ from helios_fn import tree
 from helios_fn.checkpoint import Store
 from helios_fn.cli import main
 from helios_fn.cli.distance import distance
-from helios_fn.cli.text import size
+from helios_fn.text import size
 
 from ..strategies import examples
 
