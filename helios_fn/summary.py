@@ -117,7 +117,7 @@ def _named(state: Tree) -> Iterator[tuple[str, Any]]:
 
 
 def _leaves(named: Iterable[tuple[str, Any]]) -> Iterator[Leaf]:
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[Any, Any]] = set()
     for name, leaf in named:
         if not isinstance(leaf, torch.Tensor):
             continue
@@ -126,7 +126,7 @@ def _leaves(named: Iterable[tuple[str, Any]]) -> Iterator[Leaf]:
         yield Leaf(name, tuple(leaf.shape), leaf.dtype, leaf.device, leaf.numel() * leaf.element_size() if own else 0)
 
 
-def _place(leaf: torch.Tensor) -> tuple[int, int]:
+def _place(leaf: torch.Tensor) -> tuple[Any, Any]:
     """What two leaves have in common that are one memory; tensors without memory share it only with themselves."""
     # A subclass such as DTensor has no storage that could be asked for its address.
     if type(leaf) not in (torch.Tensor, torch.nn.Parameter) or leaf.is_meta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -88,3 +89,42 @@ def test_one_script_is_launched_by_us_and_by_torchrun(tmp_path):
 def test_an_example_fits_in_about_a_hundred_lines(path):
     """Who wants to copy an example can read it first."""
     assert len(path.read_text().splitlines()) <= 130
+
+
+class FakeTrial:
+    """What the example uses of an Optuna trial, which is not installed for the tests."""
+
+    number = 0
+
+    def __init__(self, prune_at: int) -> None:
+        self.heard: dict[int, float] = {}
+        self._prune_at = prune_at
+
+    def suggest_float(self, name, low, high, *, log):
+        return 0.01
+
+    def suggest_categorical(self, name, choices):
+        return choices[0]
+
+    def report(self, value, step):
+        assert step not in self.heard
+        self.heard[step] = value
+
+    def should_prune(self):
+        return max(self.heard) >= self._prune_at
+
+
+def test_a_trial_of_a_search_hears_of_each_validation_once_and_may_end_the_run(tmp_path, monkeypatch):
+    """Also when the run was cut short and goes on: the trial is not told again what it has heard."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    pruning = importlib.import_module("pruning")
+    trial = FakeTrial(prune_at=2)
+    accuracy, pruned = pruning.train(trial, 0, tmp_path / "pruned", 4)
+    assert (pruned, sorted(trial.heard), trial.heard[2]) == (True, [1, 2], accuracy)
+
+    patient = FakeTrial(prune_at=9)
+    pruning.train(patient, 0, tmp_path / "resumed", 2)
+    patient.heard[3] = -1.0  # told by a process that was killed before its checkpoint
+    pruning.train(patient, 3, tmp_path / "resumed", 4)
+    assert sorted(patient.heard) == [1, 2, 3, 4]
+    assert patient.heard[3] == -1.0
