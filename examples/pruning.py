@@ -3,9 +3,9 @@
     pip install optuna
     python examples/pruning.py --root runs/pruning              # start it again after a kill: it goes on
 
-Optuna proposes hyperparameters and hears of the validation after every epoch; where it expects nothing any more, it ends
-the run. Each trial is a run with a folder of its own, and the study a file beside them, so nothing is trained twice: a run
-that a kill has cut short is resumed with its last checkpoint, bit for bit, under the same trial.
+Optuna proposes hyperparameters and hears of the validation after every epoch; where it expects nothing any more, it
+ends the run. Each trial is a run with a folder of its own, and the study a file beside them, so nothing is trained
+twice: a run that a kill has cut short is resumed with its last checkpoint, bit for bit, under the same trial.
 """
 
 from __future__ import annotations
