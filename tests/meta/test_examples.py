@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from ..forked import Script
 
@@ -116,10 +118,10 @@ class FakeTrial:
 
 def test_a_trial_of_a_search_hears_of_each_validation_once_and_may_end_the_run(tmp_path, monkeypatch):
     """Also when the run was cut short and goes on: the trial is not told again what it has heard."""
+    x, y = torch.arange(4096.0).reshape(64, 1, 8, 8) / 4096, torch.arange(64) % 10
+    monkeypatch.setitem(sys.modules, "images", types.SimpleNamespace(digits=lambda: (x, y, x, y)))
     monkeypatch.syspath_prepend(str(EXAMPLES))
     pruning = importlib.import_module("pruning")
-    for name in ("TRAIN_X", "TRAIN_Y", "TEST_X", "TEST_Y"):
-        monkeypatch.setattr(pruning, name, getattr(pruning, name)[:64])
     trial = FakeTrial(prune_at=2)
     accuracy, pruned = pruning.train(trial, 0, tmp_path / "pruned", 4)
     assert (pruned, sorted(trial.heard), trial.heard[2]) == (True, [1, 2], accuracy)
@@ -128,5 +130,5 @@ def test_a_trial_of_a_search_hears_of_each_validation_once_and_may_end_the_run(t
     pruning.train(patient, 0, tmp_path / "resumed", 2)
     patient.heard[3] = -1.0  # told by a process that was killed before its checkpoint
     pruning.train(patient, 3, tmp_path / "resumed", 5)
-    assert sorted(patient.heard) == [1, 3, 4]  # a trial is told of the last one, where the run ends anyway, by its value
+    assert sorted(patient.heard) == [1, 3, 4]  # the last one, where a run ends anyway, is the trial's value
     assert patient.heard[3] == -1.0
