@@ -13,6 +13,7 @@ from torch.utils.data import default_collate, get_worker_info
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from .. import random
+from ..frames import focused
 from ..types import Key
 from .columns import Empty, Select, draws_nothing, select_from
 from .plan import Task
@@ -108,7 +109,7 @@ class Reader:
         except Exception as error:
             info = get_worker_info()
             where = f"in worker {info.id}: " if info is not None else ""
-            return Failure(f"{where}{error}", traceback.format_exc())
+            return Failure(f"{where}{error}", "".join(traceback.format_exception(focused(error))))
 
     def _selected(self, select: Select, task: Task) -> Any:
         try:

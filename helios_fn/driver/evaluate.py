@@ -11,6 +11,7 @@ from .. import random, tree
 from ..distributed import current
 from ..dtensors import any_sharded
 from ..errors import RunFailed
+from ..frames import focused
 from ..schedule import rank_slice
 from ..state import TrainState
 from ..types import Aux, Cursor, Key, Share, Source, Tree
@@ -136,7 +137,8 @@ def test(
         raise
     except Exception as error:
         batch = describe_batch(validator.last_batch)
-        raise RunFailed(f"testing failed on batch {batch}: {type(error).__name__}: {error}", batch=batch) from error
+        message = f"testing failed on batch {batch}: {type(error).__name__}: {error}"
+        raise RunFailed(message, batch=batch) from focused(error)
     finally:
         validator.close()
 

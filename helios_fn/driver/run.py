@@ -15,6 +15,7 @@ from ..distributed import World, connect, opened
 from ..distributed.logs import logs_of_rank
 from ..dtensors import any_sharded
 from ..errors import PurityError
+from ..frames import focused
 from ..sinks import Progress
 from ..state import TrainState
 from ..types import Json, Observer, Result, RunInfo, Sink, Step
@@ -222,7 +223,7 @@ def _drive(
             _tell_of_failure(loop)
             if isinstance(error, pass_through) or not isinstance(error, Exception):
                 raise
-            raise run_failed(error, loop, failed) from error
+            raise run_failed(error, loop, failed) from focused(error)
 
 
 def _among_others(around: Surroundings, world: World, state: TrainState) -> Surroundings:

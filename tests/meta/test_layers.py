@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "helios_fn"
 
 # Each name is a module or a folder of the package; a folder's members may import each other.
 LAYERS = [
-    {"types", "errors", "tracing", "signature", "dtensors", "text"},
+    {"types", "errors", "tracing", "signature", "dtensors", "text", "frames"},
     {"tree", "random", "config", "accumulate", "finiteness", "graph", "patterns"},
     {"state", "schedule"},
     {"distributed"},

@@ -1,0 +1,89 @@
+"""Tracebacks that begin where the user's code does.
+
+Between ``run(...)`` and a line of the user's loss lie some twenty frames of this package, which tell nothing about
+the mistake. They are left out, as JAX leaves out its own (``JAX_TRACEBACK_FILTERING``).
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+_OURS = f"{Path(__file__).parent}{os.sep}"
+# Not <stdin> or <string>, which somebody has typed.
+_MACHINERY = (f"{Path(torch.__file__).parent}{os.sep}", "<frozen ", "<eval_with_key>", "<__array_function__")
+_FULL = "HELIOS_FN_TRACEBACK"
+_NOTE = f"(The frames of helios_fn itself are left out; set {_FULL}=full to see them.)"
+_LAST = 3  # of our frames, where the last of all is ours: what was called, and what refused it
+
+E = TypeVar("E", bound=BaseException)
+
+
+def focused(error: E) -> E:
+    """``error``, with this package's frames taken out of its traceback and of those of its causes.
+
+    All is kept where the fault may be ours: where no frame is the user's and the last one did not refuse something on
+    purpose, by a ``raise``. All is kept, too, if the environment variable ``HELIOS_FN_TRACEBACK`` is ``full``.
+    """
+    if os.environ.get(_FULL) == "full":
+        return error
+    chain = _causes(error)
+    theirs = any(_whose(link) == "user" for each in chain for link in _links(each.__traceback__))
+    before = _frames(chain)
+    for each in chain:
+        links = list(_links(each.__traceback__))
+        if theirs or (links and _whose(links[-1]) == "ours" and _refused(links[-1])):
+            each.__traceback__ = _focused(links)
+    if _frames(chain) < before and _NOTE not in getattr(error, "__notes__", ()):
+        error.add_note(_NOTE)
+    return error
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what is printed above it."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return chain
+
+
+def _focused(links: list[TracebackType]) -> TracebackType | None:
+    """A traceback of the frames that are not ours, and of the last of ours if nothing comes after them."""
+    end = len(links)
+    while end and _whose(links[end - 1]) == "ours":
+        end -= 1
+    last = max(end, len(links) - _LAST)
+    chain: TracebackType | None = None
+    for at in reversed(range(len(links))):
+        if at >= last or _whose(links[at]) != "ours":
+            chain = TracebackType(chain, links[at].tb_frame, links[at].tb_lasti, links[at].tb_lineno)
+    return chain
+
+
+def _frames(chain: list[BaseException]) -> int:
+    return sum(1 for each in chain for _ in _links(each.__traceback__))
+
+
+def _links(link: TracebackType | None) -> Iterator[TracebackType]:
+    while link is not None:
+        yield link
+        link = link.tb_next
+
+
+def _whose(link: TracebackType) -> str:
+    name = link.tb_frame.f_code.co_filename
+    if name.startswith(_OURS):
+        return "ours"
+    return "machinery" if name.startswith(_MACHINERY) else "user"
+
+
+def _refused(link: TracebackType) -> bool:
+    return link.tb_frame.f_code.co_code[link.tb_lasti] == dis.opmap["RAISE_VARARGS"]
