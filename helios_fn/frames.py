@@ -7,11 +7,12 @@ the mistake. They are left out, as JAX leaves out its own (``JAX_TRACEBACK_FILTE
 from __future__ import annotations
 
 import dis
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -20,9 +21,25 @@ _OURS = f"{Path(__file__).parent}{os.sep}"
 _MACHINERY = (f"{Path(torch.__file__).parent}{os.sep}", "<frozen ", "<eval_with_key>", "<__array_function__")
 _FULL = "HELIOS_FN_TRACEBACK"
 _NOTE = f"(The frames of helios_fn itself are left out; set {_FULL}=full to see them.)"
-_LAST = 3  # of our frames, where the last of all is ours: what was called, and what refused it
+_LAST = 2  # of our frames, where the last of all is ours: what refused something, and what asked it
 
 E = TypeVar("E", bound=BaseException)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def border(function: Callable[P, R]) -> Callable[P, R]:
+    """Focus what a public function raises, however deep inside something was refused."""
+
+    @functools.wraps(function)
+    def bordered(*arguments: P.args, **keywords: P.kwargs) -> R:
+        try:
+            return function(*arguments, **keywords)
+        except Exception as error:
+            focused(error)
+            raise
+
+    return bordered
 
 
 def focused(error: E) -> E:

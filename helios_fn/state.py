@@ -61,7 +61,9 @@ class TrainState:
             return dataclasses.replace(self, **changes)
         new = renewed(self, changes)
         if len(new.__dict__) != _FIELDS:
-            return dataclasses.replace(self, **changes)  # says which name is wrong
+            wrong = next(name for name in changes if name not in self.__dict__)
+            fields = ", ".join(self.__dict__)
+            raise TypeError(f"TrainState has no field {wrong!r}, only {fields}. What is your own belongs into extra")
         return new
 
 

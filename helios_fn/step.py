@@ -10,6 +10,7 @@ import torch
 from . import random, tree
 from .finite import mark_bad
 from .finiteness import all_finite, has_finite_norm
+from .frames import border
 from .graph import whole_graph
 from .nn import Average, GradFn, Gradients, LossFn, Mean, Precision, cast_by, gradients_of, mean_over, microsteps
 from .optim import Optimizer, loss_scale
@@ -20,6 +21,7 @@ from .types import MicroBatches, Tree
 CompileMode: TypeAlias = Literal["grad", "whole"]
 
 
+@border
 def make_step(
     loss_fn: LossFn,
     optimizer: Optimizer,

@@ -168,7 +168,11 @@ def check_kinds(expected: Kinds, state: TrainState) -> None:
     ]
     if changes:
         shown = "\n".join(changes[:10] + ([f"  ... and {len(changes) - 10} more"] if len(changes) > 10 else []))
-        raise PurityError(f"the step changed the structure of the state, which is fixed during a run:\n{shown}")
+        raise PurityError(
+            f"the step changed the structure of the state, which is fixed during a run:\n{shown}\n"
+            "What a step is to remember must be there from the start, with the same shape and dtype: "
+            "hf.init_state(..., extra=...)"
+        )
 
 
 def _in_words(kind: Any) -> str:

@@ -15,7 +15,7 @@ from ..distributed import World, connect, opened
 from ..distributed.logs import logs_of_rank
 from ..dtensors import any_sharded
 from ..errors import PurityError
-from ..frames import focused
+from ..frames import border, focused
 from ..sinks import Progress
 from ..state import TrainState
 from ..types import Json, Observer, Result, RunInfo, Sink, Step
@@ -36,6 +36,7 @@ from .together import SharedFolder
 _LOGGER = logging.getLogger("helios_fn")
 
 
+@border
 def run(
     step: Step,
     init_state: TrainState | Callable[[], TrainState],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim._adafactor import adafactor as _kernels
 
+from ..frames import border
 from .base import Optimizer
 from .checks import flag, number
 from .formulas import at, double, following
@@ -17,6 +18,7 @@ from .rule import Count, ForeachMode, Rule, Scalar, Scalars, Tensors, Updated, c
 from .schedules.base import Rate, checked_rate
 
 
+@border
 def adafactor(
     lr: Rate = 1e-2,
     *,

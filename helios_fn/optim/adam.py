@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.adam import adam as _adam_kernels
 from torch.optim.adamw import adamw as _adamw_kernels
 
+from ..frames import border
 from .base import Optimizer
 from .checks import decays, flag, number
 from .formulas import at, following, present, root, toward
@@ -18,6 +19,7 @@ from .rule import Count, Mode, Rule, Scalar, Scalars, Tensors, Updated, checked_
 from .schedules.base import Rate, checked_rate
 
 
+@border
 def adam(
     lr: Rate = 1e-3,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from ..frames import border
 from .adam import AdamRule
 from .base import Optimizer
 from .native import native
@@ -11,6 +12,7 @@ from .rule import Mode
 from .schedules.base import Rate
 
 
+@border
 def adamw(
     lr: Rate = 1e-3,
     *,

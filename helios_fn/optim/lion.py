@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..frames import border
 from .base import Optimizer
 from .checks import decays, flag, number
 from .formulas import at, toward
@@ -16,6 +17,7 @@ from .rule import Rule, Scalar, Scalars, Tensors, Updated
 from .schedules.base import Rate, checked_rate
 
 
+@border
 def lion(
     lr: Rate = 1e-4,
     *,

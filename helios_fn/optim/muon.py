@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from ..frames import border
 from .base import Optimizer
 from .checks import choice, flag, number, whole
 from .formulas import at
@@ -19,6 +20,7 @@ from .schedules.base import Rate, checked_rate
 Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
 
 
+@border
 def muon(
     lr: Rate = 1e-3,
     *,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.rmsprop import rmsprop as _kernels
 
+from ..frames import border
 from .base import Optimizer
 from .checks import flag, number
 from .formulas import at, present, root, toward
@@ -17,6 +18,7 @@ from .rule import ForeachMode, Rule, Scalar, Scalars, Tensors, Updated, checked_
 from .schedules.base import Rate, checked_rate
 
 
+@border
 def rmsprop(
     lr: Rate = 1e-2,
     *,

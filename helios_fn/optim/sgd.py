@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd as _kernels
 
+from ..frames import border
 from .base import Optimizer
 from .checks import flag, number
 from .formulas import at, pick, present
@@ -18,6 +19,7 @@ from .schedules.base import Rate, checked_rate
 from .tensors import clone
 
 
+@border
 def sgd(
     lr: Rate = 1e-3,
     *,

@@ -15,7 +15,9 @@ from helios_fn import stopping
 
 def state_with(iteration=1, validation=None, **metrics):
     state = hf.init_state({"w": torch.zeros(2)}, hf.optim.sgd(0.1))
-    found = hf.Validation({name: torch.tensor(value) for name, value in (validation or {}).items()}, int(bool(validation)))
+    found = hf.Validation(
+        {name: torch.tensor(value) for name, value in (validation or {}).items()}, int(bool(validation))
+    )
     return state.replace(
         metrics={name: torch.tensor(value) for name, value in metrics.items()},
         counters=hf.Counters(iteration, iteration),
