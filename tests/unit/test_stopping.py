@@ -86,7 +86,7 @@ def test_nothing_and_no_function_are_refused():
     """Instead of a run that never stops."""
     with pytest.raises(ValueError, match="at least one predicate"):
         stopping.any_of()
-    with pytest.raises(TypeError, match="a function of the state, got 0.5"):
+    with pytest.raises(TypeError, match=r"a function of the state, got 0\.5"):
         stopping.all_of(0.5)
 
 
