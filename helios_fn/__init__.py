@@ -8,6 +8,7 @@ started again ends in the same bits. This file is the index; nothing is defined 
 # Modules to be used by name: hf.optim.adamw, hf.random.fold_in, hf.tree.digest, ...
 from . import data as data
 from . import distributed as distributed
+from . import observers as observers
 from . import optim as optim
 from . import random as random
 from . import registry as registry

@@ -181,7 +181,12 @@ class Observer:
     ``on_checkpoint`` comes once for each checkpoint, in order, when it is durable: with ``async_save`` at the end of
     one of the iterations that follow, the last ones before ``on_end``. All are called in the thread that trains, and
     in every process if there are several; but rank 0 alone saves a state that is not sharded, and hears of it.
+
+    A class whose ``on_iteration`` never keeps the state that it is shown says ``keeps_states = False``: the next step
+    may then write into that state's memory, where ``RunConfig.donate`` allows it.
     """
+
+    keeps_states = True
 
     def on_start(self, info: RunInfo, state: Any) -> None: ...
     def on_iteration(self, state: Any) -> None: ...

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..sinks import Progress, check_sinks
+from ..sinks import check_sinks
 from ..types import Json, Observer, Row, RunInfo, Sink
 
 _LOGGER = logging.getLogger("helios_fn")
@@ -67,8 +67,8 @@ class Outlets:
 
     @property
     def shows_states(self) -> bool:
-        """Whether an observer that might keep a state is shown every one. Our own progress keeps none."""
-        return any(not isinstance(getattr(each, "__self__", None), Progress) for each in self.on_iteration)
+        """Whether an observer that might keep a state is shown every one."""
+        return any(getattr(getattr(each, "__self__", None), "keeps_states", True) for each in self.on_iteration)
 
     def emit(self, event: str, *values: Any) -> None:
         """Tell every observer that wants to know."""

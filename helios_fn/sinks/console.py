@@ -31,6 +31,8 @@ class Progress(Observer):
         plain_interval: seconds between two lines elsewhere; the last line always comes.
     """
 
+    keeps_states = False
+
     def __init__(self, stream: TextIO | None = None, *, interval: float = 0.1, plain_interval: float = 5.0) -> None:
         for name, value in (("interval", interval), ("plain_interval", plain_interval)):
             if not value >= 0:

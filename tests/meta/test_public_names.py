@@ -5,7 +5,7 @@ from __future__ import annotations
 import helios_fn as hf
 from helios_fn import testing
 
-MODULES = {"data", "distributed", "optim", "random", "registry", "schedules", "sinks", "stopping", "tree"}
+MODULES = {"data", "distributed", "observers", "optim", "random", "registry", "schedules", "sinks", "stopping", "tree"}
 NAMES = {
     "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Experiment", "LaunchFailed", "Loader",
     "MicroBatches", "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason",

@@ -475,7 +475,7 @@ def the_last_of_none(folder):
     train(root=folder, resume="last")
 
 
-@mistake(ValueError, "import the module that registers it, or discover its package")
+@mistake(ValueError, "there is no model 'restnet'")
 def a_model_that_nobody_registered():
     hf.registry.create_model("restnet")
 
