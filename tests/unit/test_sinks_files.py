@@ -44,6 +44,7 @@ rows = st.builds(
     st.integers(0, 2**63),
     st.dictionaries(names, st.floats(), max_size=4),
     st.floats(0, 4e9),
+    st.one_of(st.just({}), st.dictionaries(names, st.floats(), max_size=4)),
 )
 
 
