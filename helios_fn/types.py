@@ -18,6 +18,7 @@ Key: TypeAlias = torch.Tensor
 Scalar: TypeAlias = bool | int | float
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 UnitName: TypeAlias = Literal["iteration", "epoch"]
+RowKind: TypeAlias = Literal["train", "validation"]
 ReductionName: TypeAlias = Literal["tree", "fold"]
 
 
@@ -132,7 +133,7 @@ class Row(NamedTuple):
     - ``peak_memory`` in bytes: of the accelerator's tensors, else of the process.
     """
 
-    kind: Literal["train", "validation"]
+    kind: RowKind
     iteration: int
     micro_step: int
     epoch: int

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 
 from ..state import TrainState
-from ..types import Row
+from ..types import Row, RowKind
 from .stopwatch import Stopwatch
 
 
@@ -26,7 +25,7 @@ def fetch(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
     return {name: values[name] if name in values else float(metrics[name]) for name in names}
 
 
-def make_row(kind: Literal["train", "validation"], state: TrainState, watch: Stopwatch | None = None) -> Row:
+def make_row(kind: RowKind, state: TrainState, watch: Stopwatch | None = None) -> Row:
     """The row of ``state``'s own iteration: never a mean over a window, so it does not depend on the cadence.
 
     Only what ``watch`` has observed since it was read last belongs to a window.

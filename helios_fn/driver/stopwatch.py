@@ -112,7 +112,6 @@ def samples(batch: Any) -> int | None:
     return None
 
 
-
 def accelerator_of(params: Any) -> torch.device | None:
     """The CUDA device on which the parameters lie, if any does."""
     devices = (leaf.device for leaf in tree.leaves(params) if isinstance(leaf, torch.Tensor))

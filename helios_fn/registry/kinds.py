@@ -87,6 +87,6 @@ SCHEDULES.known(
 AVERAGES.known("helios_fn.nn", "ema swa")
 STEPS.known("helios_fn.step", "make_step")
 ORDERS.known("helios_fn.data", "shuffled=Shuffled sequential=Sequential")
-SINKS.known("helios_fn.sinks", "jsonl=JsonLines textlog=TextLog tensorboard=TensorBoard")
+SINKS.known("helios_fn.sinks", "jsonl=JsonLines textlog=TextLog csv=CSV tensorboard=TensorBoard")
 LOSSES.known("helios_fn.nn.supervised", "cross_entropy mse")
 METRICS.known("helios_fn.nn.supervised", "accuracy top_k")

@@ -50,12 +50,7 @@ def crc32c(data: bytes) -> int:
 def _past_a_block(register: int) -> int:
     """The register after ``_REACH`` bytes of zero: it counts as if it were XORed into the first four."""
     first, second, third, fourth = _block_heads()
-    return (
-        first[register & 0xFF]
-        ^ second[register >> 8 & 0xFF]
-        ^ third[register >> 16 & 0xFF]
-        ^ fourth[register >> 24]
-    )
+    return first[register & 0xFF] ^ second[register >> 8 & 0xFF] ^ third[register >> 16 & 0xFF] ^ fourth[register >> 24]
 
 
 @functools.cache

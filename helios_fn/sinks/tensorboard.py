@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +13,7 @@ from .. import tree
 from ..config import Every
 from ..types import Json, Row, RunInfo, Scalar
 from . import _summaries as summaries
-from ._append import AppendFile, cut, explained, make_folder, set_aside, spare, sync_folder
+from ._append import AppendFile, check_writable, cut, explained, make_folder, set_aside, spare, sync_folder
 from ._tfrecord import frame
 from .names import TIME_SPLIT, check_name, locate
 
@@ -113,8 +111,7 @@ class TensorBoard:
             # A new name lies behind all that a watching TensorBoard may have seen, whatever the clock says.
             stamp = max([int(time.time()), *(_stamp(name) + 1 for name in _ours(folder))])
             _restore(folder, self._earlier, info.superseded, fresh=mark is None)
-            if not os.access(folder, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            check_writable(folder)
         self._next_file = folder / f"events.out.tfevents.{stamp:010}.helios_fn"
         self._purge_step = None if mark is None else self._iteration + 1
 
@@ -208,7 +205,7 @@ def check_shown(hparams: Any, texts: Any, histograms: Any, images: Any, every: A
     """Refuse what cannot be shown, before anything is trained."""
     for name, value in hparams.items():
         if not isinstance(value, bool | int | float | str):
-            raise TypeError(f"hparams[{name!r}] must be a bool, a number or a text, got {value!r}: write str(...) of it")
+            raise TypeError(f"hparams[{name!r}] must be a number, a bool or a text, got {value!r}: write str(...)")
     for name, value in texts.items():
         if not isinstance(value, str):
             raise TypeError(f"texts[{name!r}] must be a text, got {value!r}")
