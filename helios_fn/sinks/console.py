@@ -20,10 +20,11 @@ _MOST_UNLOOKED = 32  # iterations between two looks at the clock, at most
 class Progress(Observer):
     """Shows how far a run is, how fast, whether data holds it up, and what it logged last.
 
-    It writes to a screen, never to a log. On a terminal, bars that stay in place: two in the epoch unit (epochs, and iterations inside the
-    epoch), one in the iteration unit, and one during a validation that reports its batches. What the
-    program prints in the meantime appears above them. Elsewhere, such as in a pipe, a line now and then.
-    A stream that fails (a closed terminal) silences the progress and does not touch the training.
+    It writes to a screen, never to a log. On a terminal, bars that stay in place: two in the epoch unit
+    (epochs, and iterations inside the epoch), one in the iteration unit, and one during a validation that
+    reports its batches. What the program prints in the meantime appears above them. Elsewhere, such as in a
+    pipe, a line now and then. A stream that fails (a closed terminal) silences the progress and does not
+    touch the training.
 
     Args:
         stream: where to; ``None`` for ``sys.stderr`` as it is when the run starts.

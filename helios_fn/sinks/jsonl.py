@@ -19,9 +19,9 @@ _quote = functools.lru_cache(maxsize=256)(json.dumps)  # a run has few names and
 class JsonLines(LineLog):
     """A log of one JSON object per row; by default ``metrics.jsonl`` in the run's log folder.
 
-    The object has the fields of `Row`, with ``metrics`` and, where there is any, ``observed`` as objects in it. It is strict ASCII JSON that
-    every parser reads: finite floats are written by ``repr`` and come back bit for bit, the others,
-    which JSON lacks, are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
+    The object has the fields of `Row`, with ``metrics`` and, where there is any, ``observed`` as objects
+    in it. It is strict ASCII JSON that every parser reads: finite floats are written by ``repr`` and come
+    back bit for bit, the others, which JSON lacks, are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
 
     Args:
         path: the file; ``None`` for ``<name>.jsonl`` in the log folder.
