@@ -92,9 +92,12 @@ def _names(runs: Iterable[Path]) -> dict[Path, str]:
         logs = _logs(run)
         base = run.resolve()
         for log in logs:
-            place = f"/{log.relative_to(run).with_suffix('')}".removeprefix("/logs") if len(logs) > 1 else ""
-            name = (base.stem if base.is_file() else base.name) + place
-            names[log] = name if name not in names.values() else str(log)
+            name = base.stem if base.is_file() else base.name
+            if len(logs) > 1:
+                alone = [other.parent for other in logs].count(log.parent) == 1
+                place = (log.parent if alone else log.with_suffix("")).relative_to(run)
+                name = "/".join([name, *(part for part in place.parts if part != "logs")])
+            names.setdefault(log, name if name not in names.values() else str(log))
     return names
 
 

@@ -166,5 +166,5 @@ def _looks(sinks: Iterable[Any], state: TrainState) -> list[Callable[[], None]]:
     before = versions(state)
     with random.preserved_globals():
         seen = [sink.look(state) for sink in sinks]
-    check_unwritten("a sink's look", state, before)
+    check_unwritten("look of a sink", state, before)
     return seen

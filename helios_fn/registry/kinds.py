@@ -78,7 +78,8 @@ OPTIMIZERS.known(
 )
 GRADIENT_TRANSFORMS.known(
     "helios_fn.optim",
-    "adaptive_clip add_decayed_weights clip_by_global_norm clip_by_value ema_of_gradients gradient_noise trace",
+    "adaptive_clip add_decayed_weights clip_by_global_norm clip_by_value ema_of_gradients gradient_noise "
+    "keep_gradients trace",
 )
 SCHEDULES.known(
     "helios_fn.optim.schedules",

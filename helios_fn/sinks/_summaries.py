@@ -146,7 +146,8 @@ def _histogram(leaf: torch.Tensor) -> dict[str, Any] | None:
     span = high / 2 - low / 2  # halves do not overflow
     places = (values / 2 - low / 2) / (span or 1.0) * _BUCKETS
     counts = np.bincount(np.minimum(places.astype(np.int64), _BUCKETS - 1), minlength=_BUCKETS)
-    limits = low + 2 * span * np.arange(1, _BUCKETS + 1) / _BUCKETS
+    limits = np.minimum(low + 2 * (span * np.arange(1, _BUCKETS + 1) / _BUCKETS), high)
+    limits[-1] = high
     with np.errstate(over="ignore"):
         squares = float(np.square(values).sum())
     sums = {"num": float(values.size), "sum": float(values.sum()), "sum_squares": squares}
