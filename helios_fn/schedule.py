@@ -6,7 +6,7 @@ Nearly every fault of training loops is a fault in counting, so all of it is her
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from .config import Every, RunConfig
@@ -131,18 +131,23 @@ def due(before: Located, after: Located, cfg: RunConfig) -> Due:
     due as one that never stopped.
     """
     return Due(
-        _crossed(before, after, cfg.cadence("log_every")),
-        _crossed(before, after, cfg.cadence("validate_every")),
-        _crossed(before, after, cfg.cadence("checkpoint_every")),
+        crossed(before, after, cfg.cadence("log_every")),
+        crossed(before, after, cfg.cadence("validate_every")),
+        crossed(before, after, cfg.cadence("checkpoint_every")),
     )
 
 
-def horizon(at: Located, cfg: RunConfig) -> Horizon:
-    """The first counts after ``at`` at which `due` or `finished` can answer anything but no.
+def crossed(before: Located, after: Located, cadence: Every | None) -> bool:
+    """Whether the count of ``cadence`` has passed a multiple between two points; never where there is no cadence."""
+    return cadence is not None and _count(after, cadence) // cadence.n > _count(before, cadence) // cadence.n
+
+
+def horizon(at: Located, cfg: RunConfig, more: Iterable[Every] = ()) -> Horizon:
+    """The first counts after ``at`` at which `due` or `finished` can answer anything but no, or one of ``more`` fires.
 
     The driver compares two integers with it instead of asking after every iteration.
     """
-    cadences = [cfg.cadence("log_every"), cfg.cadence("validate_every"), cfg.cadence("checkpoint_every")]
+    cadences = [cfg.cadence("log_every"), cfg.cadence("validate_every"), cfg.cadence("checkpoint_every"), *more]
     ends = {"iteration": math.inf, "epoch": math.inf, cfg.unit: cfg.total}
     for cadence in cadences:
         if cadence is not None:
@@ -161,7 +166,3 @@ def finished(state: Any, cfg: RunConfig) -> Reason | None:
 
 def _count(at: Located, cadence: Every) -> int:
     return at.counters.iteration if cadence.unit == "iteration" else at.cursor.epoch
-
-
-def _crossed(before: Located, after: Located, cadence: Every | None) -> bool:
-    return cadence is not None and _count(after, cadence) // cadence.n > _count(before, cadence) // cadence.n

@@ -18,6 +18,7 @@ Key: TypeAlias = torch.Tensor
 Scalar: TypeAlias = bool | int | float
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 UnitName: TypeAlias = Literal["iteration", "epoch"]
+RowKind: TypeAlias = Literal["train", "validation"]
 ReductionName: TypeAlias = Literal["tree", "fold"]
 
 
@@ -120,15 +121,25 @@ class Source(Protocol):
 
 
 class Row(NamedTuple):
-    """One line of a log: the metrics of one iteration. ``time`` (seconds since the epoch) is an
-    observation and the only field that differs between two equal runs."""
+    """One line of a log: the metrics of one iteration.
 
-    kind: Literal["train", "validation"]
+    ``time`` (seconds since the epoch) and ``observed`` are observations: what was seen around the training. They alone
+    differ between two equal runs, and nothing may compute with them. In train rows ``observed`` may hold
+
+    - ``samples_per_second`` (of the whole job; left out where batches do not tell their size) and
+      ``micro_batches_per_second``;
+    - where the seconds since the train row before went: ``data_wait``, ``step``, ``validation``, ``checkpoint`` (for as
+      long as training waited for it) and ``other``;
+    - ``peak_memory`` in bytes: of the accelerator's tensors, else of the process.
+    """
+
+    kind: RowKind
     iteration: int
     micro_step: int
     epoch: int
     metrics: Mapping[str, float]
     time: float
+    observed: Mapping[str, float] = {}
 
 
 class RunInfo(NamedTuple):
@@ -162,6 +173,11 @@ class Sink(Protocol):
     ``flush`` makes everything written so
     far durable and returns the mark (any JSON value) for the checkpoint being written. ``name`` is
     unique among the sinks of a run.
+
+    A sink may also look at states: it then has ``look_every``, an `hf.Every` (or ``None``), and
+    ``look(state) -> write``. At that cadence ``look`` takes from the state what it wants, changing nothing, and
+    returns a function without arguments, which writes it once the iteration is complete, after its rows. The state
+    must not be kept. Process 0 alone calls it: of a sharded leaf it sees the part of this process.
     """
 
     name: str

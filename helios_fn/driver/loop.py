@@ -25,6 +25,7 @@ from .rows import make_row
 from .saving import Saving
 from .sharded import ShardedFolder
 from .signals import StopSignal
+from .stopwatch import Stopwatch, accelerator_of
 from .timer import Timer
 from .together import SharedFolder
 from .validation import record_validation
@@ -84,6 +85,7 @@ class Loop:
         self._metric_names: frozenset[str] | None = None
         self._kinds = kinds(start.state)
         self._launched_at = start.state.counters.iteration
+        self.watch = Stopwatch(accelerator_of(start.state.params))
         self.replicas = Replicas(self.world, self.cfg.check_replicas_every, self._launched_at)
         self.begin(start)
 
@@ -92,6 +94,7 @@ class Loop:
         self.state = self.complete = start.state
         self.donation.keep(start.state)
         self.saving.begin(start)
+        self.watch.restart(start.state.counters.micro_step)
         self.message = ""
         if start.state.counters.iteration > 0 and start.state.metrics:
             self._metric_names = frozenset(start.state.metrics)
@@ -100,6 +103,7 @@ class Loop:
     def train(self) -> Generator[TrainState, None, Reason]:
         """Yield the state after each iteration until there is a reason to stop, and return the reason."""
         reason = self.stop_reason()
+        self.watch.restart(self.state.counters.micro_step)
         while reason is None:
             feed, delivered = self.open_feed(), False
             try:
@@ -114,6 +118,7 @@ class Loop:
                     if reason is not None or self.state.cursor is not delivery.cursor:
                         break  # another phase, or rolled back: the data goes on elsewhere
                     self.doing = _FETCHING
+                    self.watch.waits()
             finally:
                 feed.close()
             if not delivered:
@@ -123,6 +128,7 @@ class Loop:
     def open_feed(self) -> Feed:
         """The data from the state's cursor on."""
         self.doing = _FETCHING
+        self.watch.waits()
         cursor = self.state.cursor
         source = self.source.source(cursor.phase) if isinstance(self.source, Phases) else self.source
         return source.open(cursor, key=self.state.key, share=self.share)
@@ -131,9 +137,11 @@ class Loop:
         """One iteration and all that is due after it."""
         before = self.complete
         self.doing = _STEPPING
+        self.watch.received(delivery)
         self.world.iteration = before.counters.iteration + 1
         self.batch = step_input(delivery, self.share.micro_batches, self.cfg.reduction, self.cfg.device)
         stepped = self.stepped(before, delivery)
+        self.watch.stepped()
         self.check_metric_names(stepped)
         self.state = self.advanced(before, stepped, delivery)
         self.batch, self.doing = None, _REACTING
@@ -147,7 +155,7 @@ class Loop:
         if reacts:
             self.react(before)
         if self.saving.news:
-            self.hear()
+            self.watch.timed("checkpoint", self.hear)
         if self.timer.running:
             self.heed_clock()
         self._quiet = not reacts and self.should_stop is None
@@ -182,26 +190,26 @@ class Loop:
         """Do what is due between ``before`` and the present state."""
         due = schedule.due(before, self.state, self.cfg)
         if due.log:
-            self.outlets.write(make_row("train", self.state))
+            self.outlets.write(make_row("train", self.state, self.watch))
         if due.validate and self.validate is not None:
-            self.run_validation(self.validate)
+            self.watch.timed("validation", self.run_validation, self.validate)
         if isinstance(self.source, Phases) and self.source.should_advance(self.state.cursor.phase, self.state):
             self.state = self.state.replace(cursor=schedule.next_phase(self.state.cursor))
         self.replicas.compare(self.state)
-        self.outlets.commit()
+        shown = self.outlets.commit(before, self.state)
         self.complete, self.doing = self.state, _SAVING
-        if self._phased or due.validate:
+        if self._phased or due.validate or shown:
             self.donation.keep(self.state)
         # Asked again: a phase that ends in the middle of an epoch completes it.
         save = schedule.due(before, self.state, self.cfg).checkpoint
         look = self.state.counters.iteration % self.cfg.check_finite_every == 0
         if (save or look) and self.heed_first_bad() and save:
-            self.save()
+            self.watch.timed("checkpoint", self.save)
         self.look_ahead()
 
     def look_ahead(self) -> None:
         """Find the next counts at which anything can be due, so that the iterations before need one comparison."""
-        ahead = schedule.horizon(self.state, self.cfg)
+        ahead = schedule.horizon(self.state, self.cfg, self.outlets.cadences)
         every = self.cfg.check_finite_every
         iteration = self.state.counters.iteration
         look = min((iteration // every + 1) * every, self.replicas.after(iteration))
@@ -264,7 +272,7 @@ class Loop:
         begun = self.saving.begun_at == self.complete.counters.iteration
         if self.folder.keeps and self.timer.save_is_due() and not begun and int(self.complete.first_bad) < 0:
             self.doing = _SAVING
-            self.save()
+            self.watch.timed("checkpoint", self.save)
 
     def heed_first_bad(self) -> bool:
         """Whether all iterations were finite; otherwise the policy has been applied.

@@ -6,8 +6,12 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from .. import random, schedule
+from ..config import Every
 from ..sinks import check_sinks
+from ..state import TrainState
 from ..types import Json, Observer, Row, RunInfo, Sink
+from .guard import check_unwritten, versions
 
 _LOGGER = logging.getLogger("helios_fn")
 _EVENTS = (
@@ -38,8 +42,13 @@ class Outlets:
             raise TypeError("sinks and observers are lists: write sinks=[hf.sinks.JsonLines()]")
         self._sinks = list(sinks)
         check_sinks(self._sinks)
+        looking = [(sink, every) for sink in self._sinks if (every := getattr(sink, "look_every", None)) is not None]
+        # The same in all processes, so that they do the same things after the same iterations.
+        self.cadences = [every for _, every in looking]
         if not writes:
             self._sinks.clear()
+            looking.clear()
+        self._looking: list[tuple[Any, Every]] = looking
         self._handlers: dict[str, list[Callable[..., None]]] = {event: [] for event in _EVENTS}
         for observer in observers:
             self._subscribe(observer)
@@ -100,15 +109,27 @@ class Outlets:
         self._pending.append(row)
         self.emit("on_row", row)
 
-    def commit(self) -> None:
-        """Hand the rows of a complete iteration to the sinks."""
-        if self._pending:
+    def commit(self, before: TrainState, state: TrainState) -> bool:
+        """Hand the rows of a complete iteration, and its ``state`` where a look is due, to the sinks.
+
+        Returns whether anybody has seen the state. All look before any writes: what their user's functions raise
+        finds the logs as they were.
+
+        Raises:
+            PurityError: a sink has written to the state.
+        """
+        due = [sink for sink, every in self._looking if schedule.crossed(before, state, every)]
+        seen = _looks(due, state) if due else []
+        if self._pending or seen:
             self.broken = True  # some sinks may have the rows and others not, until all have
             for row in self._pending:
                 for sink in self._sinks:
                     sink.write(row)
+            for write in seen:
+                write()
             self._pending.clear()
             self.broken = False
+        return bool(due)
 
     def discard(self) -> None:
         """Forget the rows of an iteration that was not completed."""
@@ -138,3 +159,12 @@ class Outlets:
                 failures.append(error)
         if failures:
             raise failures[0]
+
+
+def _looks(sinks: Iterable[Any], state: TrainState) -> list[Callable[[], None]]:
+    """Let sinks look at a state, as if they had not; what each then wants to write."""
+    before = versions(state)
+    with random.preserved_globals():
+        seen = [sink.look(state) for sink in sinks]
+    check_unwritten("look of a sink", state, before)
+    return seen

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 
 from ..state import TrainState
-from ..types import Row
+from ..types import Row, RowKind
+from .stopwatch import Stopwatch
 
 
 def fetch(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -25,8 +25,16 @@ def fetch(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
     return {name: values[name] if name in values else float(metrics[name]) for name in names}
 
 
-def make_row(kind: Literal["train", "validation"], state: TrainState) -> Row:
-    """The row of ``state``'s own iteration: never a mean over a window, so it does not depend on the cadence."""
+def make_row(kind: RowKind, state: TrainState, watch: Stopwatch | None = None) -> Row:
+    """The row of ``state``'s own iteration: never a mean over a window, so it does not depend on the cadence.
+
+    Only what ``watch`` has observed since it was read last belongs to a window.
+    """
     metrics = state.metrics if kind == "train" else state.validation.metrics
-    counters = state.counters
-    return Row(kind, counters.iteration, counters.micro_step, state.cursor.epoch, fetch(metrics), time.time())
+    counters, observed = state.counters, {}
+    if watch is None:
+        values = fetch(metrics)
+    else:  # where an accelerator lags behind, this waits for its steps
+        values = watch.timed("step", fetch, metrics)
+        observed = watch.read(counters.micro_step)
+    return Row(kind, counters.iteration, counters.micro_step, state.cursor.epoch, values, time.time(), observed)

@@ -36,6 +36,7 @@ from .transforms import adaptive_clip as adaptive_clip
 from .transforms import add_decayed_weights as add_decayed_weights
 from .transforms import ema_of_gradients as ema_of_gradients
 from .transforms import gradient_noise as gradient_noise
+from .transforms import keep_gradients as keep_gradients
 from .transforms import masked as masked
 from .transforms import trace as trace
 from .tunable import tunable as tunable

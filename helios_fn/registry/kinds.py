@@ -78,7 +78,8 @@ OPTIMIZERS.known(
 )
 GRADIENT_TRANSFORMS.known(
     "helios_fn.optim",
-    "adaptive_clip add_decayed_weights clip_by_global_norm clip_by_value ema_of_gradients gradient_noise trace",
+    "adaptive_clip add_decayed_weights clip_by_global_norm clip_by_value ema_of_gradients gradient_noise "
+    "keep_gradients trace",
 )
 SCHEDULES.known(
     "helios_fn.optim.schedules",
@@ -87,6 +88,6 @@ SCHEDULES.known(
 AVERAGES.known("helios_fn.nn", "ema swa")
 STEPS.known("helios_fn.step", "make_step")
 ORDERS.known("helios_fn.data", "shuffled=Shuffled sequential=Sequential")
-SINKS.known("helios_fn.sinks", "jsonl=JsonLines textlog=TextLog tensorboard=TensorBoard")
+SINKS.known("helios_fn.sinks", "jsonl=JsonLines textlog=TextLog csv=CSV tensorboard=TensorBoard")
 LOSSES.known("helios_fn.nn.supervised", "cross_entropy mse")
 METRICS.known("helios_fn.nn.supervised", "accuracy top_k")

@@ -8,6 +8,7 @@ mended by cutting again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -50,9 +51,9 @@ class AppendFile:
             self._durable = self._size
         return self._size
 
-    def fingerprint(self) -> int:
+    def fingerprint(self, lines: int = 1) -> int:
         """See `fingerprint`."""
-        return _fingerprint(self._file)
+        return _fingerprint(self._file, lines)
 
     def close(self) -> None:
         """Flush and close. Closing twice is allowed."""
@@ -90,10 +91,10 @@ def cut(path: Path, size: int, superseded: Path | None) -> bool:
     return True
 
 
-def fingerprint(path: Path) -> int:
-    """A checksum of a file's first line, which stays as the file grows. A time in it tells two runs apart."""
+def fingerprint(path: Path, lines: int = 1) -> int:
+    """A checksum of a file's first lines, which stay as the file grows. A time in them tells two runs apart."""
     with io.FileIO(path) as file:
-        return _fingerprint(file)
+        return _fingerprint(file, lines)
 
 
 def set_aside(path: Path, target: Path) -> None:
@@ -123,6 +124,12 @@ def make_folder(folder: Path) -> None:
         sync_folder(place.parent)
 
 
+def check_writable(folder: Path) -> None:
+    """Find out now, not when the first file begins, whether files can be made in ``folder``."""
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where the system knows how to."""
     try:
@@ -147,9 +154,9 @@ def explained(sink: str, path: Path) -> Iterator[None]:
         raise OSError(error.errno, message, str(path)) from error
 
 
-def _fingerprint(file: io.FileIO) -> int:
+def _fingerprint(file: io.FileIO, lines: int) -> int:
     file.seek(0)
-    return zlib.crc32(file.read(_LONGEST).split(b"\n")[0])
+    return zlib.crc32(b"\n".join(file.read(_LONGEST).split(b"\n")[:lines]))
 
 
 def _keep(file: BinaryIO, folder: Path, name: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..types import RunInfo
-from .names import loss_first
+from .names import TIME_SPLIT, loss_first
 
 MAX_BAR, MIN_BAR = 40, 6
 _LABEL = 10
@@ -27,7 +27,7 @@ class Snapshot(NamedTuple):
     """All that is shown at one moment.
 
     ``rate`` is in iterations per second, 0 while unknown; ``validating`` is the number of validation
-    batches done and in total, ``None`` outside of a validation.
+    batches done and in total, ``None`` outside of a validation; ``observed`` is that of the last train row.
     """
 
     info: RunInfo
@@ -38,6 +38,7 @@ class Snapshot(NamedTuple):
     train: Mapping[str, float] = {}
     validation: Mapping[str, float] = {}
     validating: tuple[int, int | None] | None = None
+    observed: Mapping[str, float] = {}
 
 
 class Bar(NamedTuple):
@@ -65,6 +66,9 @@ def render(width: int, snapshot: Snapshot, glyphs: Glyphs = BLOCKS) -> list[str]
         del shown["validation"]  # the bar takes the place of the last result
     lines = draw(width, bars, glyphs)
     values = [_fit(width, kind, _items(metrics)) for kind, metrics in shown.items() if metrics]
+    pace = pace_of(snapshot.observed)
+    if pace:
+        values.insert(0, _fit(width, "speed", pace))
     return lines[:steady] + values + lines[steady:]
 
 
@@ -75,6 +79,9 @@ def render_plain(snapshot: Snapshot) -> str:
         bars.append(_bar("validation", *snapshot.validating))
     parts = [f"{bar.label} {bar.amount.lstrip()}" for bar in bars]
     parts += [bar.tail.lstrip() for bar in bars if bar.tail]
+    pace = pace_of(snapshot.observed)
+    if pace:
+        parts.append(f"speed: {', '.join(pace)}")
     for kind, metrics in (("train", snapshot.train), ("validation", snapshot.validation)):
         if metrics:
             parts.append(" ".join([f"{kind}:", *_items(metrics)]))
@@ -137,6 +144,21 @@ def speed(rate: float) -> str:
     if rate < 1:
         return f"{1 / rate:.1f} s/it"
     return f"{rate:,.0f} it/s" if rate >= 99.95 else f"{rate:.1f} it/s"
+
+
+def pace_of(observed: Mapping[str, float]) -> list[str]:
+    """Throughput, the share of time in which training waited for data, and the most memory, as far as observed."""
+    found = []
+    if "samples_per_second" in observed:
+        each = observed["samples_per_second"]
+        found.append(f"{each:,.0f} samples/s" if each >= 99.95 else f"{each:.1f} samples/s")
+    seconds = sum(observed.get(part, 0.0) for part in TIME_SPLIT)
+    if seconds > 0:
+        found.append(f"{100 * observed.get('data_wait', 0.0) / seconds:.0f}% waiting for data")
+    if "peak_memory" in observed:
+        size = observed["peak_memory"]
+        found.append(f"peak memory {size / 1e9:.1f} GB" if size >= 999.5e6 else f"peak memory {size / 1e6:.0f} MB")
+    return found
 
 
 def _bars(snapshot: Snapshot) -> list[Bar]:

@@ -19,15 +19,21 @@ class LineLog:
     """
 
     suffix: ClassVar[str]
+    telling: ClassVar[int] = 1
+    """The number of first lines, written at once, that tell the files of two runs apart."""
 
     def __init__(self, path: str | PathLike[str] | None, name: str) -> None:
         self.name = check_name(name)
         self.path = None if path is None else Path(path)
+        self.went_on = True  # with the rows that the mark stands for
         self._file: AppendFile | None = None
 
     def encode(self, row: Row) -> str:
         """The line of a row, without its end."""
         raise NotImplementedError
+
+    def opened(self, path: Path) -> None:
+        """Called when the file is open, which holds what it goes on from."""
 
     def open(self, info: RunInfo, mark: Json) -> None:
         """Open the file, cut back to ``mark``; opening again cuts again.
@@ -44,14 +50,19 @@ class LineLog:
         with explained(self.name, path):
             make_folder(path.parent)
             filled = path.is_file() and path.stat().st_size > 0
-            if filled and (offset is None or (offset > 0 and fingerprint(path) != first)):
-                if offset is not None:
-                    logger.warning("log %s holds rows of another run: give each run a path of its own", path)
+            another = filled and offset is not None and offset > 0 and fingerprint(path, self.telling) != first
+            self.went_on = not another
+            if another:
+                logger.warning("log %s holds rows of another run: give each run a path of its own", path)
+            if filled and (offset is None or another):
                 set_aside(path, (info.superseded or path.parent) / path.name)
-            elif offset is not None and not cut(path, offset, info.superseded) and path.is_file():
-                # Shortened by hand, perhaps within a line: the next row must not continue it.
-                cut(path, path.read_bytes().rfind(b"\n") + 1, info.superseded)
+            elif offset is not None and not cut(path, offset, info.superseded):
+                self.went_on = offset == 0
+                if path.is_file():
+                    # Shortened by hand, perhaps within a line: the next row must not continue it.
+                    cut(path, path.read_bytes().rfind(b"\n") + 1, info.superseded)
             self._file = AppendFile(path)
+        self.opened(path)
 
     def write(self, row: Row) -> None:
         """Append the row's line; other processes see it at once."""
@@ -60,7 +71,7 @@ class LineLog:
     def flush(self) -> Json:
         """Make the lines durable and return the mark."""
         file = self._opened()
-        return {"offset": file.flush(), "first": file.fingerprint()}
+        return {"offset": file.flush(), "first": file.fingerprint(self.telling)}
 
     def close(self) -> None:
         """Flush and close. Closing twice, or before opening, is allowed."""

@@ -18,12 +18,13 @@ _MOST_UNLOOKED = 32  # iterations between two looks at the clock, at most
 
 
 class Progress(Observer):
-    """Shows how far a run is, how fast, and what it logged last. It writes to a screen, never to a log.
+    """Shows how far a run is, how fast, whether data holds it up, and what it logged last.
 
-    On a terminal, bars that stay in place: two in the epoch unit (epochs, and iterations inside the
-    epoch), one in the iteration unit, and one during a validation that reports its batches. What the
-    program prints in the meantime appears above them. Elsewhere, such as in a pipe, a line now and then.
-    A stream that fails (a closed terminal) silences the progress and does not touch the training.
+    It writes to a screen, never to a log. On a terminal, bars that stay in place: two in the epoch unit
+    (epochs, and iterations inside the epoch), one in the iteration unit, and one during a validation that
+    reports its batches. What the program prints in the meantime appears above them. Elsewhere, such as in a
+    pipe, a line now and then. A stream that fails (a closed terminal) silences the progress and does not
+    touch the training.
 
     Args:
         stream: where to; ``None`` for ``sys.stderr`` as it is when the run starts.
@@ -48,6 +49,7 @@ class Progress(Observer):
         self._counters = Counters(info.start_iteration)
         self._cursor = Cursor(0, info.start_epoch, info.start_batch)
         self._metrics: dict[str, Mapping[str, float]] = {"train": {}, "validation": {}}
+        self._observed: Mapping[str, float] = {}
         self._validating: tuple[int, int | None] | None = None
         self._calls = self._due = 0
         self._chunk = 1
@@ -72,8 +74,10 @@ class Progress(Observer):
             self._look()
 
     def on_row(self, row: Row) -> None:
-        """Remember the latest metrics of each kind."""
+        """Remember the latest metrics of each kind, and what was observed."""
         self._metrics[row.kind] = row.metrics
+        if row.observed:
+            self._observed = row.observed
 
     def on_validation_batch(self, done: int, total: int | None) -> None:
         """Move the validation's bar."""
@@ -135,6 +139,7 @@ class Progress(Observer):
             self._metrics["train"],
             self._metrics["validation"],
             self._validating,
+            self._observed,
         )
 
 

@@ -19,9 +19,9 @@ _quote = functools.lru_cache(maxsize=256)(json.dumps)  # a run has few names and
 class JsonLines(LineLog):
     """A log of one JSON object per row; by default ``metrics.jsonl`` in the run's log folder.
 
-    The object has the fields of `Row`, with ``metrics`` as an object in it. It is strict ASCII JSON that
-    every parser reads: finite floats are written by ``repr`` and come back bit for bit, the others,
-    which JSON lacks, are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
+    The object has the fields of `Row`, with ``metrics`` and, where there is any, ``observed`` as objects
+    in it. It is strict ASCII JSON that every parser reads: finite floats are written by ``repr`` and come
+    back bit for bit, the others, which JSON lacks, are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
 
     Args:
         path: the file; ``None`` for ``<name>.jsonl`` in the log folder.
@@ -35,10 +35,10 @@ class JsonLines(LineLog):
 
     def encode(self, row: Row) -> str:
         """The row as one JSON object."""
-        metrics = ",".join([f"{_quote(name)}:{_number(value)}" for name, value in row.metrics.items()])
+        observed = f',"observed":{_object(row.observed)}' if row.observed else ""
         return (
             f'{{"kind":"{row.kind}","iteration":{row.iteration},"micro_step":{row.micro_step},"epoch":{row.epoch},'
-            f'"metrics":{{{metrics}}},"time":{_number(row.time)}}}'
+            f'"metrics":{_object(row.metrics)},"time":{_number(row.time)}{observed}}}'
         )
 
 
@@ -60,6 +60,10 @@ def read_rows(path: str | PathLike[str]) -> list[Row]:
     return rows
 
 
+def _object(values: Mapping[str, float]) -> str:
+    return "{" + ",".join([f"{_quote(name)}:{_number(value)}" for name, value in values.items()]) + "}"
+
+
 def _number(value: float) -> str:
     value = float(value)
     if math.isfinite(value):
@@ -69,6 +73,8 @@ def _number(value: float) -> str:
 
 def _to_row(fields: Mapping[str, Any]) -> Row:
     # float() reads the three strings of the class docstring as well.
-    metrics = {name: float(value) for name, value in fields["metrics"].items()}
+    metrics, observed = (
+        {name: float(value) for name, value in part.items()} for part in (fields["metrics"], fields.get("observed", {}))
+    )
     rest = {field: fields[field] for field in ("kind", "iteration", "micro_step", "epoch")}
-    return Row(**rest, metrics=metrics, time=float(fields["time"]))
+    return Row(**rest, metrics=metrics, time=float(fields["time"]), observed=observed)

@@ -12,6 +12,8 @@ from ..types import RunInfo
 
 # Not strftime("%b"), which speaks the language of the machine.
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+TIME_SPLIT = ("data_wait", "step", "validation", "checkpoint", "other")
+"""Where time goes, as the names in ``Row.observed``."""
 _METHODS = ("open", "write", "flush", "close")
 
 

@@ -1,27 +1,47 @@
-"""Rows as TensorBoard scalars."""
+"""Rows, and looks at states, for TensorBoard."""
 
 from __future__ import annotations
 
-import errno
-import os
 import re
 import time
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from ..types import Json, Row, RunInfo
-from ._append import AppendFile, cut, explained, make_folder, set_aside, spare, sync_folder
+from .. import tree
+from ..config import Every
+from ..types import Json, Row, RunInfo, Scalar
+from . import _summaries as summaries
+from ._append import AppendFile, check_writable, cut, explained, make_folder, set_aside, spare, sync_folder
 from ._tfrecord import frame
-from .names import check_name, locate
+from .names import TIME_SPLIT, check_name, locate
 
 # TensorBoard reads every file with "tfevents" in its name, in the order of the names. The stamp is
 # ours to compare; files of other writers in the same folder do not match and are left alone.
 _FILE = re.compile(r"events\.out\.tfevents\.(\d{10})\.helios_fn")
 
 
+Look: TypeAlias = Callable[[Any], Any]
+"""A function of a `TrainState`."""
+
+_EVERY = Every(100, "iteration")
+
+
 class TensorBoard:
     """Scalars ``train/<metric>`` and ``validation/<metric>`` over iterations, as TensorBoard event files.
+
+    What a row observed is shown beside them: ``time/<part>`` in seconds since the train row before, and ``system/...``.
+    At the beginning come a text ``run`` with the run's facts, ``texts`` and ``hparams`` of one's own. At the cadence
+    ``every``, functions of the state give
+
+    - ``histograms={"weights": lambda state: state.params}``: one for each leaf, ``weights/<path>``. Gradients are
+      not in the state, unless the optimiser keeps them: ``hf.optim.chain(hf.optim.keep_gradients(), ...)``, and
+      ``"gradients": lambda state: state.opt_state[0].grads``.
+    - ``images={"samples": draw}``: uint8, or floats from 0 to 1, of shape (images, channels, height, width), put side
+      by side. What a function draws from the global generators is undone; a model in it wants a key of its own.
+
+    They run in the training thread, must not write to the state, and change no bit of the training.
 
     By default in the folder ``tensorboard`` of the run's log folder. The first row after each start begins a
     new file, and a resume cuts the older ones at its mark, so the files together hold each row exactly once;
@@ -35,11 +55,34 @@ class TensorBoard:
     Args:
         path: the folder; ``None`` for ``<name>`` in the log folder.
         name: tells the sinks of a run apart.
+        hparams: hyperparameters, for the tab that compares runs by them.
+        texts: texts in Markdown, by name.
+        histograms: ``function(state) -> tree of tensors``, by name.
+        images: ``function(state) -> tensor``, by name.
+        every: when to call these functions.
+
+    Raises:
+        TypeError: a hyperparameter is no number or text, a text no string, a function none, or ``every`` no `hf.Every`.
     """
 
-    def __init__(self, path: str | PathLike[str] | None = None, *, name: str = "tensorboard") -> None:
+    def __init__(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        name: str = "tensorboard",
+        hparams: Mapping[str, Scalar | str] | None = None,
+        texts: Mapping[str, str] | None = None,
+        histograms: Mapping[str, Look] | None = None,
+        images: Mapping[str, Look] | None = None,
+        every: Every = _EVERY,
+    ) -> None:
         self.name = check_name(name)
         self.path = None if path is None else Path(path)
+        self._hparams, self._texts = dict(hparams or {}), dict(texts or {})
+        self._histograms, self._images = dict(histograms or {}), dict(images or {})
+        check_shown(self._hparams, self._texts, self._histograms, self._images, every)
+        self.look_every = every if self._histograms or self._images else None
+        self._info: RunInfo | None = None
         self._file: AppendFile | None = None
         self._next_file: Path | None = None
         self._purge_step: int | None = None
@@ -60,7 +103,7 @@ class TensorBoard:
             ValueError: there is no path, or the mark is not one of this kind of sink.
         """
         self.close()
-        self._event = _event_class()
+        self._event, self._info = _event_class(), info
         self._earlier, self._iteration = _parse(mark, self.name)
         folder = locate(self.path, info, self.name, self.name)
         with explained(self.name, folder):
@@ -68,20 +111,41 @@ class TensorBoard:
             # A new name lies behind all that a watching TensorBoard may have seen, whatever the clock says.
             stamp = max([int(time.time()), *(_stamp(name) + 1 for name in _ours(folder))])
             _restore(folder, self._earlier, info.superseded, fresh=mark is None)
-            if not os.access(folder, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            check_writable(folder)
         self._next_file = folder / f"events.out.tfevents.{stamp:010}.helios_fn"
         self._purge_step = None if mark is None else self._iteration + 1
 
     def write(self, row: Row) -> None:
         """Append the row's scalars; a watching TensorBoard sees them at once."""
-        file = self._begun()
+        file = self._begun(row.time)
         event = self._event(wall_time=row.time, step=row.iteration)
         add = event.summary.value.add
         for metric, value in row.metrics.items():
             add(tag=self._tag(row.kind, metric), simple_value=value)
+        for observed, value in row.observed.items():
+            add(tag=self._tag("time" if observed in TIME_SPLIT else "system", observed), simple_value=value)
         file.write(frame(event.SerializeToString()))
         self._iteration = row.iteration
+
+    def look(self, state: Any) -> Callable[[], None]:
+        """Take histograms and images from a state; what is returned appends them.
+
+        Raises:
+            ValueError: a function of ``images`` returned something else.
+        """
+        iteration, now = state.counters.iteration, time.time()
+        event = self._event(wall_time=now, step=iteration)
+        for name, function in self._histograms.items():
+            event.summary.value.extend(summaries.histograms(name, function(state)))
+        for name, function in self._images.items():
+            event.summary.value.append(summaries.image(name, function(state)))
+        data = frame(event.SerializeToString())
+
+        def write() -> None:
+            self._begun(now).write(data)
+            self._iteration = iteration
+
+        return write
 
     def flush(self) -> Json:
         """Make the events durable and return the mark."""
@@ -103,23 +167,31 @@ class TensorBoard:
             raise ValueError(f"sink {self.name!r} is not open: call open(info, mark) first")
         return self._next_file
 
-    def _begun(self) -> AppendFile:
+    def _begun(self, now: float) -> AppendFile:
         """The file of this start. It begins with its first row: a run that only looks leaves no empty file."""
         path = self._opened()
         if self._file is None:
             with explained(self.name, path.parent):
                 self._file = AppendFile(path)
-            self._file.write(self._head())
+            self._file.write(b"".join(frame(event.SerializeToString()) for event in self._head(now)))
         return self._file
 
-    def _head(self) -> bytes:
-        """The file's version and, at a resume, the step from which earlier files no longer count."""
-        head = self._event(wall_time=time.time(), file_version="brain.Event:2")
-        if self._purge_step is None:
-            return frame(head.SerializeToString())
-        start = self._event(wall_time=time.time(), step=self._purge_step)
-        start.session_log.status = start.session_log.START
-        return frame(head.SerializeToString()) + frame(start.SerializeToString())
+    def _head(self, now: float) -> Iterator[Any]:
+        """The file's version; at a resume, the step from which earlier files no longer count; once, the run's facts."""
+        yield self._event(wall_time=time.time(), file_version="brain.Event:2")
+        if self._purge_step is not None:
+            start = self._event(wall_time=time.time(), step=self._purge_step)
+            start.session_log.status = start.session_log.START
+            yield start
+        if not self._earlier:
+            assert self._info is not None
+            facts = self._event(wall_time=now, step=0)
+            add = facts.summary.value.append
+            for name, content in {"run": summaries.run_as_text(self._info), **self._texts}.items():
+                add(summaries.text(name, content))
+            if self._hparams:
+                add(summaries.hyperparameters(self._hparams, self._info.name, now))
+            yield facts
 
     def _tag(self, kind: str, metric: str) -> str:
         tag = self._tags.get((kind, metric))
@@ -127,6 +199,22 @@ class TensorBoard:
             tag = f"{kind}/{metric}".encode("utf-8", "backslashreplace").decode()
             self._tags[kind, metric] = tag
         return tag
+
+
+def check_shown(hparams: Any, texts: Any, histograms: Any, images: Any, every: Any) -> None:
+    """Refuse what cannot be shown, before anything is trained."""
+    for name, value in hparams.items():
+        if not isinstance(value, bool | int | float | str):
+            raise TypeError(f"hparams[{name!r}] must be a number, a bool or a text, got {value!r}: write str(...)")
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise TypeError(f"texts[{name!r}] must be a text, got {value!r}")
+    for kind, functions in (("histograms", histograms), ("images", images)):
+        for name, value in functions.items():
+            if not callable(value):
+                raise TypeError(f"{kind}[{name!r}] must be a function of the state, got {tree.describe(value)}")
+    if not isinstance(every, Every):
+        raise TypeError(f"every must say of what, such as hf.Every(100, 'iteration'), got {every!r}")
 
 
 def _event_class() -> Any:

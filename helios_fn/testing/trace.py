@@ -44,7 +44,7 @@ class Trace:
         conflicts: where an iteration was repeated with another batch, the digests of that one.
         metrics: for each iteration, what the step gave last; tells where two runs part, however rarely they log.
         starts: the digests of the initial state that each leg was given.
-        rows: the log, without wall-clock times.
+        rows: the log, without times and other observations.
         state: the final state; ``None`` while the run is not finished, and when it ran in other processes.
         final: the digests of the final state.
         reason: why it ended.
@@ -167,8 +167,13 @@ def run_with(job: Job, stops: list[Stop], root: Path | None = None) -> Trace:
 
 
 def logged_rows(root: Path) -> list[Row]:
-    """All rows under a root, without their wall-clock times."""
-    return [row._replace(time=0.0) for path in sorted(root.glob(f"logs/*/{_LOG}.jsonl")) for row in read_rows(path)]
+    """All rows under a root, without what was observed and may differ between equal runs."""
+    return [unobserved(row) for path in sorted(root.glob(f"logs/*/{_LOG}.jsonl")) for row in read_rows(path)]
+
+
+def unobserved(row: Row) -> Row:
+    """The part of a row that equal runs have in common."""
+    return row._replace(time=0.0, observed={})
 
 
 def _noting(step: Callable[[Any, Any], Any], notes: Notes) -> Callable[[Any, Any], Any]:

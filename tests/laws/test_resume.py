@@ -119,7 +119,11 @@ def test_an_error_anywhere_in_the_users_code_is_an_interruption(place: str, data
 
 
 def own_rows(root: Path) -> list:
-    return [row._replace(time=0.0) for path in sorted(root.glob("logs/*/passing.jsonl")) for row in read_rows(path)]
+    return [
+        row._replace(time=0.0, observed={})
+        for path in sorted(root.glob("logs/*/passing.jsonl"))
+        for row in read_rows(path)
+    ]
 
 
 @settings(max_examples=examples(6))

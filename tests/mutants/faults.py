@@ -188,7 +188,8 @@ FAULTS = [
     Fault(
         "checkpoint_written_before_validation",
         LOOP,
-        "        if (save or look) and self.heed_first_bad() and save:\n            self.save()\n",
+        "        if (save or look) and self.heed_first_bad() and save:\n"
+        '            self.watch.timed("checkpoint", self.save)\n',
         "        if (save or look) and self.heed_first_bad() and save:\n"
         "            state, self.complete = self.complete, self.complete.replace(validation=before.validation)\n"
         "            self.save()\n"
@@ -488,8 +489,8 @@ FAULTS = [
     ),
     Fault(
         "replicas_are_compared_after_the_save", "helios_fn/driver/loop.py",
-        "        self.replicas.compare(self.state)\n        self.outlets.commit()\n",
-        "        self.outlets.commit()\n",
+        "        self.replicas.compare(self.state)\n        shown",
+        "        shown",
         ("tests/world/test_agreement.py",),
     ),
     Fault(

@@ -298,7 +298,7 @@ class TestNonFinite:
             sink = hf.sinks.JsonLines()
             results[policy] = run(self.step(), non_finite=policy, root=root, sinks=[sink], **common)
             (path,) = root.glob("logs/*/metrics.jsonl")
-            logs[policy] = [repr(row._replace(time=0.0)) for row in hf.sinks.read_rows(path)]
+            logs[policy] = [repr(row._replace(time=0.0, observed={})) for row in hf.sinks.read_rows(path)]
         assert tree.equal(results["skip"].state, results["rollback"].state)
         assert logs["skip"] == logs["rollback"]
 

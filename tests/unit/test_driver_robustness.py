@@ -59,7 +59,7 @@ class TestIncompleteIterations:
         assert tree.equal(*states)
         rows = [
             [
-                row._replace(time=0.0)
+                row._replace(time=0.0, observed={})
                 for path in (tmp_path / name).glob("logs/*/*.jsonl")
                 for row in hf.sinks.read_rows(path)
             ]

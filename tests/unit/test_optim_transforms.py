@@ -20,6 +20,7 @@ from helios_fn.optim.transforms import (
     add_decayed_weights,
     ema_of_gradients,
     gradient_noise,
+    keep_gradients,
     masked,
     trace,
 )
@@ -37,6 +38,7 @@ TRANSFORMS = {
     "ema_of_gradients biased": lambda: ema_of_gradients(0.9, debias=False),
     "trace": lambda: trace(0.9),
     "trace nesterov": lambda: trace(0.9, nesterov=True),
+    "keep_gradients": keep_gradients,
     "gradient_noise": lambda: gradient_noise(0.01, seed=3),
 }
 RATE = schedules.warmup_cosine(0.1, 2, 9)

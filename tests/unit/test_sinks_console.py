@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helios_fn.sinks import Progress, console
-from helios_fn.sinks._bars import ASCII, Snapshot, duration, remaining, render, render_plain, speed
+from helios_fn.sinks._bars import ASCII, Snapshot, duration, pace_of, remaining, render, render_plain, speed
 from helios_fn.types import Counters, Cursor, Reason, Row, RunInfo
 
 ITERATIONS = RunInfo("digits", "iteration", 1000, 4, 50)
@@ -91,6 +91,38 @@ def test_the_iteration_unit_has_one_bar():
         "train      loss 0.1235  learning_rate 0.0003",
         "validation loss 0.25  accuracy nan",
     ]
+
+
+OBSERVED = {
+    "samples_per_second": 6400.4, "data_wait": 0.3, "step": 0.6, "validation": 0.0, "other": 0.1, "peak_memory": 2.52e9,
+}  # fmt: skip
+
+
+def test_speed_and_what_holds_it_up_have_a_line():
+    """Samples per second, the share of time that went by waiting for data, and the peak of memory."""
+    snapshot = Snapshot(ITERATIONS, 250, 1, 3, 100.0, TRAIN, observed=OBSERVED)
+    assert render(79, snapshot, ASCII)[1:] == [
+        "speed      6,400 samples/s  30% waiting for data  peak memory 2.5 GB",
+        "train      loss 0.1235  learning_rate 0.0003",
+    ]
+    assert render(40, snapshot, ASCII)[1] == "speed      6,400 samples/s  ..."
+    assert "  speed: 6,400 samples/s, 30% waiting for data, peak memory 2.5 GB  train: " in render_plain(snapshot)
+    few = {"samples_per_second": 1.25, "peak_memory": 999.4e6}
+    assert pace_of(few) == ["1.2 samples/s", "peak memory 999 MB"]
+    assert pace_of({}) == []
+
+
+def test_the_last_observations_stay_on_the_screen(clock):
+    """Rows of validation have none, and do not take them away."""
+    terminal = Terminal()
+    progress = Progress(terminal, interval=0)
+    progress.on_start(ITERATIONS, None)
+    progress.on_row(Row("train", 10, 40, 0, TRAIN, 0.0, OBSERVED))
+    progress.on_row(Row("validation", 10, 40, 0, VALIDATION, 0.0))
+    train(progress, clock, 11, 12)
+    progress.on_end(state(12, 0, 48), None)
+    lines = Screen(terminal.getvalue()).lines
+    assert [line.split()[0] for line in lines if line] == ["iteration", "speed", "train", "validation"]
 
 
 def test_the_epoch_unit_has_two_bars():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .adaptive import adaptive_clip as adaptive_clip
 from .decay import add_decayed_weights as add_decayed_weights
+from .keep import keep_gradients as keep_gradients
 from .masked import masked as masked
 from .noise import gradient_noise as gradient_noise
 from .running import ema_of_gradients as ema_of_gradients
