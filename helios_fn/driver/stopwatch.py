@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd import profiler
 
 from .. import tree
 from ..sinks import TIME_SPLIT
@@ -21,7 +22,8 @@ class Stopwatch:
 
     Three looks at the clock per iteration: before its data is waited for, when it is there, and after the step. With
     an accelerator the ``step`` is the time in which the host is held up by it: handing work over, and waiting for it
-    where something is asked for, as the metrics are for a row.
+    where something is asked for, as the metrics are for a row. While one of torch's profilers records, the parts are
+    spans in its trace, too.
 
     A batch has as many samples as the leading dimension of its first tensor that has one. What other processes read
     is taken to be of the same size.
@@ -32,6 +34,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._device = device
+        self._span: profiler.record_function | None = None
         self.restart(0)
 
     def restart(self, micro_step: int) -> None:
@@ -45,10 +48,12 @@ class Stopwatch:
 
     def waits(self) -> None:
         """From now on the data is waited for."""
+        self._mark("data_wait")
         self._at = perf_counter()
 
     def received(self, delivery: Delivery) -> None:
         """The data is there, and the step begins."""
+        self._mark("step")
         now = perf_counter()
         self._waited += now - self._at
         self._at = now
@@ -65,18 +70,30 @@ class Stopwatch:
     def stepped(self) -> None:
         """The step has returned."""
         self._stepped += perf_counter() - self._at
+        self._mark(None)
 
     def timed(self, part: str, action: Callable[..., _Returned], *arguments: Any) -> _Returned:
         """Call ``action``; its time belongs to ``part``."""
+        self._mark(part)
         begun = perf_counter()
         try:
             return action(*arguments)
         finally:
+            self._mark(None)
             taken = perf_counter() - begun
             if part == "step":
                 self._stepped += taken
             else:
                 self._spent[part] += taken
+
+    def _mark(self, part: str | None) -> None:
+        """In the trace of a profiler, if one is running, end the span of one part and begin that of another."""
+        if self._span is not None:
+            self._span.__exit__(None, None, None)
+            self._span = None
+        if part is not None and profiler._is_profiler_enabled:
+            self._span = profiler.record_function(part)
+            self._span.__enter__()
 
     def read(self, micro_step: int) -> dict[str, float]:
         """What was observed up to ``micro_step``, see `Row`."""

@@ -32,11 +32,13 @@ def spans(path):
 def test_the_iterations_asked_for_are_recorded_and_no_bit_changes(tmp_path):
     """A trace and a table, named by the iterations; the state is that of a run without."""
     plain = train(tmp_path / "plain", 7)
-    profiled = train(tmp_path / "profiled", 7, Profile(wait=2, warmup=1, active=3))
+    profiled = train(tmp_path / "profiled", 7, Profile(wait=2, warmup=1, active=3), checkpoint_every=1)
     assert hf.tree.equal(plain, profiled)
     (folder,) = (tmp_path / "profiled").glob("logs/*/profile")
     assert sorted(path.name for path in folder.iterdir()) == ["iterations_4_to_6.json", "iterations_4_to_6.txt"]
-    assert sum(name.startswith("ProfilerStep") for name in spans(folder / "iterations_4_to_6.json")) >= 3
+    shown = spans(folder / "iterations_4_to_6.json")
+    assert shown.count("step") == 3
+    assert {"data_wait", "checkpoint"} <= {*shown}
     assert "aten::" in (folder / "iterations_4_to_6.txt").read_text()
 
 
