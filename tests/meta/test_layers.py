@@ -16,7 +16,7 @@ LAYERS = [
     {"tree", "random", "config", "accumulate", "finiteness", "graph", "patterns"},
     {"state", "schedule"},
     {"distributed"},
-    {"nn", "optim", "data", "checkpoint", "sinks", "finite", "registry"},
+    {"nn", "optim", "data", "checkpoint", "sinks", "finite", "registry", "metrics"},
     {"step", "compiled", "ensemble", "unroll"},
     {"driver"},
     {"experiment"},

@@ -454,14 +454,14 @@ FAULTS = [
         ("tests/world/test_exchange.py",),
     ),
     Fault(
-        "validation_leaves_out_the_last_batch_of_a_slice", "helios_fn/driver/evaluate.py",
-        "        start, stop = rank_slice(self.batches, world.rank, world.size)\n",
-        "        start, stop = rank_slice(self.batches, world.rank, world.size)\n"
+        "validation_leaves_out_the_last_batch_of_a_slice", "helios_fn/driver/fold.py",
+        "        start, stop = rank_slice(count, world.rank, world.size)\n",
+        "        start, stop = rank_slice(count, world.rank, world.size)\n"
         "        stop -= world.rank == 1 and stop - start > 1\n",
         ("tests/world/test_law.py",),
     ),
     Fault(
-        "validation_draws_by_the_place_within_a_slice", "helios_fn/driver/evaluate.py",
+        "validation_draws_by_the_place_within_a_slice", "helios_fn/driver/fold.py",
         "random.fold_in(key, number + 1)",
         "random.fold_in(key, number - batches.start + 1)",
         ("tests/world/test_law.py",),
