@@ -64,14 +64,14 @@ def find_learning_rate(
     loss: str = "loss",
     smoothing: float = 0.9,
     diverges: float = 3.0,
-    accumulation_steps: int = 1,
+    micro_batches: int | None = None,
     device: Any = None,
 ) -> RateTest:
     """Train a branch of the state with a rate that grows from ``lo`` to ``hi``, and tell how the loss behaves.
 
         print(hf.find_learning_rate(lambda lr: hf.make_step(loss_fn, hf.optim.adamw(lr)), state, loader))
 
-    The rate grows by the same factor in each iteration, from the state's parameters and the loader's first batch on, with
+    The rate grows by one factor in each iteration, from the state's parameters and the loader's first batch on, with
     a fresh optimiser. The branch is thrown away; state, loader and every later run have the bits that they have
     without the test. Several processes share the batches as in a run, and find the same.
 
@@ -88,7 +88,7 @@ def find_learning_rate(
         loss: the name of the loss in ``state.metrics``.
         smoothing: how much of the mean before is kept in the next one.
         diverges: the test ends when the smoothed loss is above its lowest value by this many times the first loss.
-        accumulation_steps: as in `RunConfig`.
+        micro_batches: per iteration, over all processes, as in `RunConfig`.
         device: as in `RunConfig`.
 
     Raises:
@@ -105,7 +105,7 @@ def find_learning_rate(
     cfg = RunConfig(
         unit="iteration",
         total=iterations,
-        accumulation_steps=accumulation_steps,
+        micro_batches=micro_batches,
         log_every=None,
         non_finite="stop",
         progress=False,
