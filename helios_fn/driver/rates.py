@@ -126,7 +126,6 @@ class _Curve:
 
     def __init__(self, smoothing: float, diverges: float) -> None:
         self._smoothing, self._diverges = smoothing, diverges
-        self._mean = 0.0
         self._rates: list[float] = []
         self._losses: list[float] = []
         self._smoothed: list[float] = []
@@ -136,8 +135,10 @@ class _Curve:
         """Append a point; whether the loss diverges there."""
         self._rates.append(rate)
         self._losses.append(loss)
-        self._mean = self._smoothing * self._mean + (1.0 - self._smoothing) * loss
-        smooth = self._mean / (1.0 - self._smoothing ** len(self._losses))
+        # The exponential mean divided by the sum of its weights; in this form that of equal losses is exact.
+        share = (1.0 - self._smoothing) / (1.0 - self._smoothing ** len(self._losses))
+        before = self._smoothed[-1] if self._smoothed else 0.0
+        smooth = before + share * (loss - before)
         self._smoothed.append(smooth)
         bound = min(self._smoothed) + self._diverges * abs(self._losses[0])
         self._diverged = not math.isfinite(smooth) or smooth > bound

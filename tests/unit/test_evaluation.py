@@ -76,10 +76,9 @@ class TestMetrics:
         )
         cfg = hf.RunConfig("iteration", 3, validate_every=1, progress=False)
         state = hf.init_state({"w": W}, optimizer, average=average)
-        for state in hf.iterate(step, state, loader(), cfg, validate=validate):
-            of = {name: float(tree["w"].abs().sum()) for name, tree in (("a", state.averages), ("p", state.params))}
-            assert float(state.validation.metrics["w"]) == pytest.approx(of["a"])
-            assert of["a"] != of["p"]
+        for new in hf.iterate(step, state, loader(), cfg, validate=validate):
+            averaged, plain = (float(weights["w"].abs().sum()) for weights in (new.averages, new.params))
+            assert float(new.validation.metrics["w"]) == pytest.approx(averaged) != plain
 
     @pytest.mark.parametrize(
         ("second", "message"),
@@ -181,9 +180,10 @@ class TestPredict:
         """Neither listed types nor the loop around `predict_batches` are wrapped."""
         with pytest.raises(ZeroDivisionError):
             hf.predict(lambda p, b, x: 1 / 0, STATE, loader(), pass_through=(ZeroDivisionError,))
+        batches = hf.predict_batches(predictions, STATE, loader())
+        next(batches)
         with pytest.raises(ZeroDivisionError):
-            for _ in hf.predict_batches(predictions, STATE, loader()):
-                _ = 1 / 0
+            batches.throw(ZeroDivisionError())
 
     def test_the_border(self):
         """A shuffled loader, arguments in the wrong order, and a stream."""
