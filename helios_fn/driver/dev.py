@@ -57,11 +57,9 @@ def dev_run(
         root = str(world.tell_all(folder))
         share = schedule.share_of(cfg, world.rank, world.size)
         shortened = _shortened(cfg, root, iterations, share.micro_batches, source, validate)
-        try:
-            return run(step, init_state, source, shortened, validate=validate, observers=observers, **keywords)
-        finally:
-            if world.together:
-                world.barrier()  # until the others have left the folder, too
+        result = run(step, init_state, source, shortened, validate=validate, observers=observers, **keywords)
+        world.barrier()  # until the others have left the folder, too
+        return result
 
 
 def _shortened(cfg: RunConfig, root: str, iterations: int, micro_batches: int, source: Any, validate: Any) -> RunConfig:

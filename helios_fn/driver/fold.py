@@ -62,7 +62,14 @@ class Fold:
 
     def limited(self, batches: float) -> Fold:
         """The same over the first batches only; both read one source."""
-        return Fold(self._function, self.source, self._params, self._device, purpose=self._purpose, limit=batches)
+        return Fold(
+            self._function,
+            self.source,
+            self._params,
+            self._device,
+            purpose=self._purpose,
+            limit=portion(batches, self.batches),
+        )
 
     def share(self, state: TrainState, world: World, most: int | None = None) -> tuple[range, bool]:
         """The batches of this process (of the first ``most``), and whether each has a part of them (else: all)."""

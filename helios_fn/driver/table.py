@@ -9,8 +9,8 @@ import torch
 
 from .. import tree
 from ..distributed import World
-from ..metrics import Measured, results
-from ..metrics.base import form_of, is_exact
+from ..metrics import Measured
+from ..metrics.base import form_of, is_exact, results
 from ..types import Aux
 from .packing import gathered, told
 

@@ -14,7 +14,6 @@ A metric called on a batch is a `Measured`, to be put among the metrics of `Aux`
 
 from .base import Measured as Measured
 from .base import Metric as Metric
-from .base import results as results
 from .classes import accuracy as accuracy
 from .classes import confusion as confusion
 from .classes import top_k as top_k

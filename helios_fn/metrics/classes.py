@@ -14,6 +14,11 @@ from .base import Metric, added
 def accuracy(*, ignore: int | None = None) -> Metric:
     """The fraction of samples whose class is predicted: ``accuracy()(scores, labels)``.
 
+    >>> metric = accuracy()
+    >>> batches = [metric(torch.eye(3), torch.tensor([0, 1, 1])), metric(torch.eye(1), torch.tensor([0]))]
+    >>> batches[0].merge(batches[1]).compute()
+    0.75
+
     Args:
         ignore: samples with this label do not count, such as the -100 of padding.
 
@@ -45,6 +50,9 @@ def top_k(k: int, *, ignore: int | None = None) -> Metric:
 
 def confusion(classes: int, *, ignore: int | None = None) -> Metric:
     """How often each class was taken for which: ``confusion(10)(scores, labels)``.
+
+    >>> confusion(2)(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 1])).compute()["matrix"].tolist()
+    [[1, 1], [0, 2]]
 
     Scores, labels and ``ignore`` are those of `accuracy`. The results:
 

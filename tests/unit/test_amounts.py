@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import helios_fn as hf
 from helios_fn import tree
@@ -145,6 +145,11 @@ class TestLimits:
         with pytest.raises(hf.ResumeRefused, match=r"data\."):
             run(root=tmp_path, total=8)
 
+    def test_a_data_loader_is_limited_too(self):
+        """It is rebuilt as a loader first."""
+        theirs = DataLoader(TensorDataset(X), batch_size=2, shuffle=True)
+        assert tree.equal(run(theirs, limit_train_batches=2).state, run(loader(), limit_train_batches=2).state)
+
     def test_each_phase_is_limited(self):
         """A curriculum of limited loaders."""
         late = [lambda state: state.counters.iteration >= 3]
@@ -160,6 +165,7 @@ class TestLimits:
             float(run(limit_valid_batches=limit, **keywords).state.validation.metrics["n"]) for limit in (1, 0.75, None)
         ]
         assert found == [3.0, 3.0, 11 / 4]
+        assert validator.limit(2).limit(3).batches == 2
         run(limit_valid_batches=1, root=tmp_path, **keywords)
         run(limit_valid_batches=0.25, root=tmp_path, **keywords)
         with pytest.raises(hf.ResumeRefused, match="valid_batches: saved 1, now None"):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from helios_fn import metrics, tree
+from helios_fn.metrics.base import results
 
 from ..strategies import examples
 
@@ -159,7 +160,7 @@ S, L = torch.zeros(3, 4), torch.tensor([0, 1, 2])
         (lambda: metrics.mean()(S, S[0]), ValueError, "weights must have the shape"),
         (lambda: metrics.mean()(S, S - 1), ValueError, "negative or NaN"),
         (lambda: metrics.confusion(4)(S, L).merge(metrics.confusion(3)(L, L)), ValueError, "not of one metric"),
-        (lambda: metrics.results("m", "text"), TypeError, "metric 'm' computed str 'text'"),
+        (lambda: results("m", "text"), TypeError, "metric 'm' computed str 'text'"),
     ],
 )
 def test_a_mistake_is_named(call, error, message):

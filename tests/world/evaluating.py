@@ -16,7 +16,7 @@ def evaluate(params, buffers, batch):
     """A confusion, a mean whose bits depend on the order of summation, and batches of weight 0."""
     x, y = batch
     scores = x @ params["w"] + torch.rand(3)
-    far = hf.metrics.mean()(x.double() * 10.0 ** (16 * (y[:1] - 1)))
+    far = hf.metrics.mean()(x.double() / 3 * 10.0 ** (5 * (y[:1] - 1)))
     metrics = {"of": hf.metrics.confusion(3)(scores, y), "far": far, "loss": scores.mean()}
     return hf.Aux(metrics=metrics, weight=len(y) if int(y[0]) else 0)
 
@@ -59,6 +59,7 @@ def tried(samples):
     held_out = hf.Validator(lambda p, b, batch: hf.Aux(metrics={"m": p["w"].sum()}), loader(5, 1, 4))
     result = hf.dev_run(step, state, data, cfg, validate=held_out)
     rates = hf.find_learning_rate(
-        lambda lr: hf.make_step(loss_fn, hf.optim.sgd(lr)), state, data, iterations=4, lo=1e-3, micro_batches=2
+        lambda lr: hf.make_step(loss_fn, hf.optim.sgd(lr)), state, data, iterations=9, lo=1e-3, hi=1e6, micro_batches=2
     )
+    assert rates.diverged
     return result.state, rates.losses

@@ -12,7 +12,7 @@ from . import evaluating
 
 
 @settings(max_examples=examples(5))
-@given(processes=st.integers(2, 4), samples=st.integers(1, 9), size=st.integers(1, 3), seed=st.integers(0, 999))
+@given(processes=st.integers(2, 4), samples=st.integers(1, 14), size=st.integers(1, 2), seed=st.integers(0, 999))
 def test_metrics_and_predictions_do_not_depend_on_the_number_of_processes(pool, processes, samples, size, seed):
     """Counts, float sums, weighted means and outputs, with ranks that have no batch, or none that weighs."""
     metrics, outputs, own = evaluating.found(samples, size, seed)
