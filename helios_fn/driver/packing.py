@@ -1,7 +1,8 @@
-"""Tensors as bytes between processes, whatever their dtypes."""
+"""Messages and tensors between processes, whatever they are."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -9,15 +10,23 @@ import torch
 
 from .. import tree
 from ..distributed import World
+from ..types import Json
 
 Layout: TypeAlias = list[tuple[str, list[int]]]
 """The dtype (by name) and shape of each tensor."""
 
 
+def said_by_all(message: Json, world: World) -> list[Json]:
+    """The messages of all processes, by rank."""
+    data = json.dumps(message).encode()
+    lengths = world.gather(torch.tensor([len(data)]), [1] * world.size)
+    parts = world.gather(torch.frombuffer(bytearray(data), dtype=torch.uint8), [int(length) for length in lengths])
+    return [json.loads(part.numpy().tobytes()) for part in parts]
+
+
 def gathered(tensors: Sequence[torch.Tensor], world: World) -> list[list[torch.Tensor]]:
     """The CPU tensors of all processes, by rank; each may have others, and another number of them."""
-    mine = _layout(tensors)
-    layouts: list[Any] = [world.tell_all(mine, rank) for rank in range(world.size)]  # type: ignore[arg-type]
+    layouts: list[Any] = said_by_all(_layout(tensors), world)  # type: ignore[arg-type]
     parts = world.gather(_bytes(tensors), [_size(layout) for layout in layouts])
     return [_tensors(part, layout) for part, layout in zip(parts, layouts, strict=True)]
 

@@ -12,7 +12,7 @@ from ..distributed import World
 from ..metrics import Measured
 from ..metrics.base import form_of, is_exact, results
 from ..types import Aux
-from .packing import gathered, told
+from .packing import gathered, said_by_all, told
 
 
 class Table:
@@ -124,7 +124,7 @@ class Table:
         """
         counts = {name: len(parts) for name, parts in self._measured.items()}
         mine: Any = [len(self._rows), self._names, self._weighs, counts]
-        heads: list[Any] = [world.tell_all(mine, rank) for rank in range(world.size)]
+        heads: list[Any] = said_by_all(mine, world)
         known = [rank for rank, (_, _, weighs, _) in enumerate(heads) if weighs]
         leader = known[0] if known else 0
         _, names, _, first = heads[leader]
