@@ -8,6 +8,7 @@ started again ends in the same bits. This file is the index; nothing is defined 
 # Modules to be used by name: hf.optim.adamw, hf.random.fold_in, hf.tree.digest, ...
 from . import data as data
 from . import distributed as distributed
+from . import metrics as metrics
 from . import observers as observers
 from . import optim as optim
 from . import random as random
@@ -27,6 +28,7 @@ from .config import EarlyStop as EarlyStop
 from .config import Every as Every
 from .config import Retention as Retention
 from .config import RunConfig as RunConfig
+from .config import Total as Total
 
 # Data: batches as a function of (key, position).
 from .data import Loader as Loader
@@ -38,7 +40,11 @@ from .distributed import launch as launch
 
 # The driver.
 from .driver import Validator as Validator
+from .driver import dev_run as dev_run
+from .driver import find_learning_rate as find_learning_rate
 from .driver import iterate as iterate
+from .driver import predict as predict
+from .driver import predict_batches as predict_batches
 from .driver import refresh_batch_norm as refresh_batch_norm
 from .driver import run as run
 from .driver import test as test

@@ -148,7 +148,7 @@ def horizon(at: Located, cfg: RunConfig, more: Iterable[Every] = ()) -> Horizon:
     The driver compares two integers with it instead of asking after every iteration.
     """
     cadences = [cfg.cadence("log_every"), cfg.cadence("validate_every"), cfg.cadence("checkpoint_every"), *more]
-    ends = {"iteration": math.inf, "epoch": math.inf, cfg.unit: cfg.total}
+    ends = {"iteration": math.inf, "epoch": math.inf, cfg.unit: cfg.units}
     for cadence in cadences:
         if cadence is not None:
             following = (_count(at, cadence) // cadence.n + 1) * cadence.n
@@ -161,7 +161,7 @@ def finished(state: Any, cfg: RunConfig) -> Reason | None:
     if cfg.early_stop is not None and state.validation.bad_cycles >= cfg.early_stop.cycles:
         return Reason.EARLY_STOP
     done = state.counters.iteration if cfg.unit == "iteration" else state.cursor.epoch
-    return Reason.TOTAL if done >= cfg.total else None
+    return Reason.TOTAL if done >= cfg.units else None
 
 
 def _count(at: Located, cadence: Every) -> int:

@@ -129,6 +129,11 @@ class MadeStep:
             self._endings = {donate: _ending(recipe, donate, options) for donate in (False, True)}
             self._gradients = _compiled(recipe.gradients, options)
 
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimiser that it was made with."""
+        return self._recipe.optimizer
+
     def __call__(self, state: TrainState, batch: Any) -> TrainState:
         """The next state; ``state`` stays as it is."""
         return self._run(state, batch, donate=False)

@@ -20,6 +20,7 @@ import helios_fn as hf
 from helios_fn.testing import Job
 
 FEATURES, CLASSES = 3, 2
+CONFUSION = hf.metrics.confusion(CLASSES)
 Augment = Literal["none", "torch", "random", "numpy", "generator"]
 
 
@@ -55,6 +56,7 @@ class Case:
     log_every: int = 1
     validate_every: hf.Every | None = None
     own_validation: bool = False
+    sanity_batches: int = 0
     early_stop: int | None = None
     checkpoint_every: hf.Every | None = dataclasses.field(default_factory=lambda: hf.Every(2, "iteration"))
     retention: hf.Retention | None = None
@@ -130,7 +132,9 @@ def build(case: Case, workers: int = 0) -> Job:
         x, y = batch
         logits, _ = model.eval(params, buffers, x)
         noise = 0.1 * torch.rand(())  # validation may draw; training must not notice
-        return hf.Aux(metrics={"loss": torch.nn.functional.cross_entropy(logits, y) + noise}, weight=len(y))
+        measured = {"of": CONFUSION(logits, y), "spread": hf.metrics.mean()(logits**2 + noise)}
+        loss = torch.nn.functional.cross_entropy(logits, y) + noise
+        return hf.Aux(metrics={"loss": loss, **measured}, weight=len(y))
 
     if case.handwritten:
         step = handwritten_step(case, loss_fn, optimizer)
@@ -261,6 +265,7 @@ def make_config(case: Case) -> hf.RunConfig:
         reduction=case.reduction,
         log_every=hf.Every(case.log_every, "iteration"),
         validate_every=case.validate_every,
+        sanity_batches=case.sanity_batches if case.validate_every is not None else 0,
         checkpoint_every=case.checkpoint_every,
         retention=None if case.checkpoint_every is None else case.retention,
         async_save=case.async_save,

@@ -65,6 +65,7 @@ def cases(draw, max_iterations: int = 8, sources=("loader", "dataloader", "strea
         log_every=draw(st.integers(1, 3)),
         validate_every=validate,
         own_validation=draw(st.booleans()),
+        sanity_batches=draw(st.sampled_from([0, 1, 9])) if validate is not None else 0,
         early_stop=draw(st.none() | st.integers(1, 3)) if validate is not None else None,
         checkpoint_every=draw(cadences(units=units)),
         async_save=draw(st.booleans()),

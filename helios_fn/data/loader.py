@@ -16,7 +16,7 @@ from ..types import Cursor, Feed, Json, Key, Share
 from .columns import Table
 from .feed import Engine, LoaderFeed
 from .order import CustomBatches, Order
-from .plan import Plan, make_plan, tasks
+from .plan import Plan, make_plan, portion, tasks
 from .pool import PoolOptions
 from .sampling import Collate, KeyedDataset, Reader, Transform
 
@@ -129,6 +129,11 @@ class Loader:
         """The number of batches in every epoch."""
         return self._plan.batches
 
+    @property
+    def samples_per_epoch(self) -> int | None:
+        """The number of samples in every epoch; ``None`` where an order of one's own gives whole batches."""
+        return self._plan.samples
+
     def __len__(self) -> int:
         return self._plan.batches
 
@@ -176,12 +181,13 @@ class Loader:
         """
         return self.replace(batches=batches)
 
-    def overfit(self, batches: int) -> Loader:
-        """A loader that reads the same first ``batches`` batches, unshuffled, in every epoch."""
+    def overfit(self, batches: float) -> Loader:
+        """A loader of the same first batches (so many, or a float's fraction of them), unshuffled, in every epoch."""
         if self.batch_size is None:
             raise ValueError("overfit needs a loader with a batch_size")
-        _check_count("batches", batches, 1)
-        return self.replace(shuffle=False, order=None, batches=None).take(batches * self.batch_size)
+        first = portion(batches, self._plan.batches) if type(batches) is float else batches
+        _check_count("batches", first, 1)
+        return self.replace(shuffle=False, order=None, batches=None).take(int(first) * self.batch_size)
 
     def describe(self) -> dict[str, Json]:
         """The facts that decide the bytes of the batches, as plain JSON values."""

@@ -53,6 +53,10 @@ class Phases:
             raise ValueError(f"there are {len(self._sources)} phases, and phase {phase} is none of them")
         return self._sources[phase]
 
+    def replace(self, sources: Sequence[Source]) -> Phases:
+        """The same curriculum over other sources."""
+        return Phases(sources, self._advance)
+
     def should_advance(self, phase: int, state: Any) -> bool:
         """Whether ``phase`` is over at ``state``; the last phase never is."""
         return phase < len(self._advance) and bool(self._advance[phase](state))

@@ -51,6 +51,11 @@ class FixedSize(NamedTuple):
         whole = length // self.batch_size if self.drop_last else -(-length // self.batch_size)
         return whole if self.limit is None else min(whole, self.limit)
 
+    @property
+    def samples(self) -> int:
+        """The number of samples in an epoch."""
+        return min(self.batches * self.batch_size, self.order.length(self.n))
+
     def open(self, key: Key, epoch: int) -> ReadBatch:
         """One epoch, for reading the indices of its batches."""
         window, size, length = self.order.open(key, epoch, self.n), self.batch_size, self.order.length(self.n)
@@ -73,6 +78,11 @@ class GivenBatches(NamedTuple):
     def batches(self) -> int:
         """The number of batches in an epoch."""
         return self.order.batches if self.limit is None else min(self.order.batches, self.limit)
+
+    @property
+    def samples(self) -> None:
+        """Unknown: the batches may have any sizes."""
+        return None
 
     def open(self, key: Key, epoch: int) -> ReadBatch:
         """One epoch, for reading the indices of its batches."""
@@ -102,7 +112,7 @@ def make_plan(
         if batch_size is not None or drop_last:
             raise ValueError("the order gives whole batches: leave drop_last out and set batch_size=None")
         given = GivenBatches(chosen, n)
-        return given._replace(limit=_limit(limit, given.batches))
+        return given._replace(limit=None if limit is None else portion(limit, given.batches))
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
     fixed = FixedSize(chosen, n, batch_size, bool(drop_last))
@@ -111,7 +121,7 @@ def make_plan(
             f"not one batch in an epoch: the order '{chosen.name}' visits {chosen.length(n)} samples, a batch takes "
             f"{batch_size} and drop_last={drop_last}; use a smaller batch_size or drop_last=False"
         )
-    return fixed._replace(limit=_limit(limit, fixed.batches))
+    return fixed._replace(limit=None if limit is None else portion(limit, fixed.batches))
 
 
 def _order(shuffle: bool | None, order: Any) -> Order | CustomBatches:
@@ -126,9 +136,12 @@ def _order(shuffle: bool | None, order: Any) -> Order | CustomBatches:
     raise TypeError(f"order must be an Order or a function (key, epoch, n) -> indices, got {order!r}")
 
 
-def _limit(limit: float | None, batches: int) -> int | None:
-    if limit is None:
-        return None
+def portion(limit: float, batches: int) -> int:
+    """How many of ``batches`` a limit leaves: that many, or a float's fraction of them; at least one, at most all.
+
+    Raises:
+        ValueError: it is neither an integer of at least 1 nor a fraction in (0, 1].
+    """
     if type(limit) is int and limit >= 1:
         return min(limit, batches)
     if type(limit) is float and 0.0 < limit <= 1.0:

@@ -39,8 +39,10 @@ def check_combination(
             torch.empty(0, device=cfg.device)
         except (RuntimeError, AssertionError, TypeError) as error:
             raise ValueError(f"device={cfg.device!r} cannot be used: {error}") from error
-    if cfg.total == math.inf and should_stop is None and cfg.early_stop is None:
-        raise ValueError("total=math.inf would train for ever: set early_stop, pass should_stop, or give a total")
+    if cfg.total == math.inf and should_stop is None and cfg.early_stop is None and cfg.max_time is None:
+        raise ValueError(
+            "total=math.inf would train for ever: set early_stop or max_time, pass should_stop, or give a total"
+        )
     if cfg.validate_every is not None and validate is None:
         raise ValueError("validate_every is set but there is nothing to call: pass validate, such as hf.Validator")
     if validate is not None and cfg.validate_every is None:

@@ -1,39 +1,33 @@
-"""Evaluation: weighted means of metrics over a loader, exact over ragged batches."""
+"""Evaluation: metrics over a loader, exact over ragged batches."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
-from .. import random, tree
 from ..distributed import current
-from ..dtensors import any_sharded
-from ..errors import RunFailed
-from ..frames import focused
-from ..schedule import rank_slice
 from ..state import TrainState
-from ..types import Aux, Cursor, Key, Share, Source, Tree
-from .batches import describe_batch, one_source, to_device
+from ..types import Aux, Source, Tree
+from .fold import Fold, OnBatch
 from .table import Table
 
 EvalFn = Callable[[Any, Any, Any], Aux]
-OnBatch = Callable[[int, int | None], None]
 
 
 class Validator:
-    """``validate(state) -> metrics``: runs ``eval_fn`` over a loader and averages its metrics by weight.
+    """``validate(state) -> metrics``: runs ``eval_fn`` over a loader and gathers its metrics.
 
     Args:
-        eval_fn: ``eval_fn(params, buffers, batch) -> Aux(metrics={...}, weight=len(batch))``.
+        eval_fn: ``eval_fn(params, buffers, batch) -> Aux(metrics={...}, weight=len(batch))``. Scalars are averaged by
+            weight; metrics of `helios_fn.metrics`, called on the batch, are merged and computed at the end.
         loader: what to evaluate on; anything that `run` accepts, not the training loader itself.
         params: picks the parameters to evaluate, for example ``lambda state: state.averages``.
         device: where batches are moved before ``eval_fn`` sees them.
 
     Each call sees the same batches and the same random draws, derived from the run's seed alone. Several processes
-    share the batches, and all get the mean over all of them: the same bits whatever their number. Where parameters are
-    sharded, each process evaluates every batch.
+    share the batches, and all get the result over all of them: the same bits whatever their number. Where parameters
+    are sharded, each process evaluates every batch.
     """
 
     def __init__(
@@ -44,71 +38,74 @@ class Validator:
         params: Callable[[TrainState], Tree] = lambda state: state.params,
         device: Any = None,
     ) -> None:
-        self._eval_fn = eval_fn
-        self._source = one_source(loader)
-        if self._source.batches_per_epoch is None:
-            raise ValueError("a stream has no end to evaluate up to: hand over a Loader, or limit the stream yourself")
-        self._params = params
-        self._device = device
-        self.last_batch: Any = None
+        self.fold = Fold(eval_fn, loader, params, device, purpose="validate")
 
     @property
     def batches(self) -> int | None:
         """How many batches one evaluation reads."""
-        return self._source.batches_per_epoch
+        return self.fold.batches
 
     @property
     def source(self) -> Source:
         """What is read."""
-        return self._source
+        return self.fold.source
+
+    @property
+    def last_batch(self) -> Any:
+        """The batch that is being evaluated."""
+        return self.fold.last_batch
+
+    def limit(self, batches: float) -> Validator:
+        """A validator of the first batches only: so many, or that fraction of them (a float). Both read one loader."""
+        limited = object.__new__(type(self))
+        limited.fold = self.fold.limited(batches)
+        return limited
 
     def close(self) -> None:
         """Stop the loader's workers, if it has any; the next call starts them again."""
-        self._source.close()
+        self.fold.close()
 
     def __call__(self, state: TrainState, on_batch: OnBatch | None = None) -> dict[str, float]:
-        """The weighted mean of each metric.
+        """The metrics that are scalars, by name.
 
         Raises:
             TypeError: ``eval_fn`` returned something else than an `Aux` with metrics.
             ValueError: the metrics of two batches have different names, or the total weight is 0.
         """
-        world = current()
-        assert self.batches is not None  # no stream
+        return {name: value for name, value in self.results(state, on_batch).items() if isinstance(value, float)}
+
+    def results(self, state: TrainState, on_batch: OnBatch | None = None) -> dict[str, Any]:
+        """All metrics, by name: floats, and CPU tensors such as the matrix of `helios_fn.metrics.confusion`.
+
+        Raises as calling it does.
+        """
+        table, shared = self._table(state, on_batch)
+        return table.results(current() if shared else None)
+
+    def try_out(self, state: TrainState, batches: int) -> dict[str, float] | None:
+        """The metrics of the first batches of this process; ``None`` where none has any weight, so nothing is known."""
+        table, _ = self._table(state, None, batches)
+        if not table.weighs:
+            return None
+        return {name: value for name, value in table.results().items() if isinstance(value, float)}
+
+    def _table(self, state: TrainState, on_batch: OnBatch | None, most: int | None = None) -> tuple[Table, bool]:
         table = Table()
-        if any_sharded(tree.leaves((self._params(state), state.buffers))):
-            # Whoever gathers a parameter needs all the others to do so: the same number of batches each.
-            self._fill(table, state, range(self.batches), on_batch)
-            return table.mean()
-        start, stop = rank_slice(self.batches, world.rank, world.size)
-        if start < stop:
-            self._fill(table, state, range(start, stop), on_batch)
-        return table.of_all(world).mean()
+        batches, shared = self.fold.share(state, current(), most)
+        # Closed at once: a failure would keep the feed open as long as somebody looks at it.
+        with contextlib.closing(self.fold.results(state, batches, on_batch)) as found:
+            for aux in found:
+                table.add(_checked(aux))
+        return table, shared
 
-    def _fill(self, table: Table, state: TrainState, batches: range, on_batch: OnBatch | None) -> None:
-        """Evaluate these batches, one row of the table each."""
-        key = random.fold_in(state.key, "validate")
-        feed = self._source.open(Cursor(batch=batches.start), key=key, share=Share("epoch", 1))
-        try:
-            with torch.no_grad():
-                for number, delivery in zip(batches, feed, strict=False):
-                    self.last_batch = to_device(delivery.items[0], self._device)
-                    table.add(self._evaluate(state, self.last_batch, random.fold_in(key, number + 1)))
-                    if on_batch is not None:
-                        on_batch(number + 1 - batches.start, len(batches))
-        finally:
-            feed.close()
-        self.last_batch = None
 
-    def _evaluate(self, state: TrainState, batch: Any, key: Key) -> Aux:
-        with random.scope(key):
-            aux = self._eval_fn(self._params(state), state.buffers, batch)
-        if not isinstance(aux, Aux) or not aux.metrics:
-            raise TypeError(
-                f"eval_fn must return hf.Aux(metrics={{...}}, weight=len(batch)), got {type(aux).__name__}"
-                + (" without metrics" if isinstance(aux, Aux) else "")
-            )
-        return aux
+def _checked(aux: Any) -> Aux:
+    if not isinstance(aux, Aux) or not aux.metrics:
+        raise TypeError(
+            f"eval_fn must return hf.Aux(metrics={{...}}, weight=len(batch)), got {type(aux).__name__}"
+            + (" without metrics" if isinstance(aux, Aux) else "")
+        )
+    return aux
 
 
 def test(
@@ -120,8 +117,11 @@ def test(
     device: Any = None,
     pass_through: tuple[type[BaseException], ...] = (),
     on_batch: OnBatch | None = None,
-) -> Mapping[str, float]:
-    """Evaluate a trained state once and return the weighted mean of each metric.
+) -> Mapping[str, Any]:
+    """Evaluate a trained state once and return its metrics by name.
+
+    Floats for the weighted means of scalars and for what metrics compute; results with dimensions, such as the matrix
+    of `helios_fn.metrics.confusion`, are CPU tensors.
 
     Where several processes train together, all of them must call this: they share the batches.
 
@@ -131,16 +131,8 @@ def test(
         RunFailed: ``eval_fn`` or the loader raised; types in ``pass_through`` pass unchanged.
     """
     validator = Validator(eval_fn, loader, params=params, device=device)
-    try:
-        return validator(state, on_batch)
-    except pass_through:
-        raise
-    except Exception as error:
-        batch = describe_batch(validator.last_batch)
-        message = f"testing failed on batch {batch}: {type(error).__name__}: {error}"
-        raise RunFailed(message, batch=batch) from focused(error)
-    finally:
-        validator.close()
+    with contextlib.closing(validator), validator.fold.failing("testing", pass_through):
+        return validator.results(state, on_batch)
 
 
 # pytest collects whatever is called test; this is the library's.

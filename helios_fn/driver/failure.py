@@ -9,7 +9,7 @@ from ..errors import NonFiniteError, PurityError, RunFailed
 from ..state import is_given_away
 from .batches import describe_batch
 from .evaluate import Validator
-from .loop import Loop
+from .loop import TRYING, Loop
 
 _LOGGER = logging.getLogger("helios_fn")
 
@@ -22,6 +22,8 @@ def save_after(error: BaseException, loop: Loop) -> Path | None:
     a state be saved that was given away to a step which then failed. A save on its way has been ended before.
     """
     loop.outlets.discard()
+    if loop.doing == TRYING:
+        return None  # nothing has been trained, and the next start is to be a fresh one
     if loop.outlets.broken or isinstance(error, PurityError | NonFiniteError) or is_given_away(loop.complete):
         return None
     for lenient in (False, True):

@@ -34,6 +34,7 @@ ShouldStop = Callable[[TrainState], bool | str]
 Validate = Callable[[TrainState], Any]
 Doing = tuple[str, int]
 """What the loop is at, in words, and by how much the iteration it belongs to is ahead of the last complete one."""
+TRYING: Doing = ("validation, which is tried out before", 1)
 _FETCHING: Doing = ("fetching the data of", 1)
 _STEPPING: Doing = ("the step of", 1)
 _REACTING: Doing = ("what is due after", 1)

@@ -25,9 +25,13 @@ _REMEDIES = {
 }
 
 
-def geometry(cfg: RunConfig, share: Share, data: dict[str, Json], state: TrainState) -> dict[str, Json]:
+def geometry(
+    cfg: RunConfig, share: Share, data: dict[str, Json], state: TrainState, validate: Any = None
+) -> dict[str, Json]:
     """The facts that decide the bits of a run, beside the state itself."""
+    limit: dict[str, Json] = {} if cfg.limit_valid_batches is None else {"valid_batches": validate.batches}
     return {
+        **limit,
         "unit": cfg.unit,
         "micro_batches": share.micro_batches,
         "reduction": cfg.reduction,

@@ -19,6 +19,7 @@ from ..frames import border, focused
 from ..sinks import Progress
 from ..state import TrainState
 from ..types import Json, Observer, Result, RunInfo, Sink, Step
+from .amount import in_units, limited_source, limited_validation
 from .border import PassThrough, check_combination, check_step, checked_record, checked_state, checked_types
 from .donation import Donation
 from .evaluate import Validator
@@ -28,6 +29,7 @@ from .guard import PurityGuard
 from .loop import Loop, ShouldStop, Surroundings, Validate
 from .outlets import Outlets
 from .record import environment, geometry
+from .sanity import try_validation
 from .sharded import ShardedFolder
 from .signals import StopSignal
 from .timer import Clock, Timer
@@ -163,10 +165,12 @@ def _states(
     joined = connect(cfg.seconds("collective_timeout"))
     share = schedule.share_of(cfg, joined.rank, joined.size)
     check_combination(cfg, source, validate, should_stop)
+    source, validate = limited_source(source, cfg), limited_validation(validate, cfg)
+    cfg = in_units(cfg, source, share)
     fresh = checked_state(init_state() if callable(init_state) else init_state, cfg)
     facts: dict[str, Json] = {
         **checked_record(record),
-        "geometry": geometry(cfg, share, source.describe(), fresh),
+        "geometry": geometry(cfg, share, source.describe(), fresh, validate),
         "environment": environment(cfg, step),
         "processes": share.world,
     }
@@ -240,6 +244,7 @@ def _among_others(around: Surroundings, world: World, state: TrainState) -> Surr
 def _lead(loop: Loop, info: RunInfo) -> Generator[TrainState, None, Result]:
     """A run from its start to its good end."""
     loop.outlets.emit("on_start", info, loop.state)
+    try_validation(loop)
     if loop.saving.saved_at < 0:
         loop.save()
         loop.hear()  # there is always something to go back to, and no thread while loaders fork their workers
@@ -298,7 +303,7 @@ def _info(around: Surroundings, start: Start) -> RunInfo:
     return RunInfo(
         name=around.cfg.name,
         unit=around.cfg.unit,
-        total=around.cfg.total,
+        total=around.cfg.units,
         micro_batches=around.share.micro_batches,
         batches_per_epoch=phase.batches_per_epoch,
         start_iteration=start.state.counters.iteration,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import tree
+from ..metrics import Measured
 from ..types import Aux, Tree
 from .explain import mapped
 
@@ -33,6 +34,11 @@ def evaluate_members(eval_fn: EvalFn) -> EvalFn:
             aux = eval_fn(own_params, own_buffers, batch)
             if not isinstance(aux, Aux) or not aux.metrics:
                 raise TypeError(f"eval_fn must return hf.Aux(metrics={{...}}, weight=...), got {tree.describe(aux)}")
+            for name, value in aux.metrics.items():
+                if isinstance(value, Measured):
+                    raise TypeError(
+                        f"metric {name!r} cannot be mapped over members: give the mean over the batch, a scalar"
+                    )
             said.append(list(aux.metrics))
             return [torch.as_tensor(value) for value in (*aux.metrics.values(), aux.weight)]
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"tree", "random", "config", "accumulate", "finiteness", "graph", "patterns"},
     {"state", "schedule"},
     {"distributed"},
-    {"nn", "optim", "data", "checkpoint", "sinks", "finite", "registry", "observers", "stopping", "summary"},
+    {"nn", "optim", "data", "checkpoint", "sinks", "finite", "registry", "observers", "stopping", "summary", "metrics"},
     {"step", "compiled", "ensemble", "unroll"},
     {"driver"},
     {"experiment"},

@@ -5,19 +5,24 @@ from __future__ import annotations
 import helios_fn as hf
 from helios_fn import testing
 
-MODULES = {"data", "distributed", "observers", "optim", "random", "registry", "schedules", "sinks", "stopping", "tree"}
+MODULES = {
+    "data", "distributed", "metrics", "observers", "optim", "random", "registry", "schedules", "sinks", "stopping",
+    "tree",
+}  # fmt: skip
 NAMES = {
     "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Experiment", "LaunchFailed", "Loader",
     "MicroBatches", "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason",
     "Result", "ResumeRefused", "Retention", "RootLocked", "Row", "RunConfig", "RunFailed", "RunInfo", "Sink",
-    "StateDonated", "Stream", "TrainState", "Validation", "Validator", "all_stopped", "autocast", "compile", "ema",
-    "ensemble", "evaluate_members", "freeze", "functional", "grad", "guard_finite", "init_state", "iterate", "launch",
-    "load_run", "make_step", "member", "micro_keys", "microsteps", "refresh_batch_norm", "restore", "run", "sam",
-    "scaled_grad", "stack", "step_key", "summary", "swa", "test", "unfreeze", "unroll", "unstack", "value_and_grad",
+    "StateDonated", "Stream", "Total", "TrainState", "Validation", "Validator", "all_stopped", "autocast",
+    "compile", "dev_run", "ema", "ensemble", "evaluate_members", "find_learning_rate", "freeze", "functional",
+    "grad", "guard_finite", "init_state", "iterate", "launch", "load_run", "make_step", "member", "micro_keys",
+    "microsteps", "predict", "predict_batches", "refresh_batch_norm", "restore", "run", "sam", "scaled_grad",
+    "stack", "step_key", "summary", "swa", "test", "unfreeze", "unroll", "unstack", "value_and_grad",
 }  # fmt: skip
-TESTING = {"Crash", "Job", "JobFailed", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume",
-           "check_resume_processes", "check_step", "check_workers", "check_world",
-           "run_with"}  # fmt: skip
+TESTING = {
+    "Crash", "Job", "JobFailed", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume",
+    "check_resume_processes", "check_step", "check_workers", "check_world", "run_with",
+}  # fmt: skip
 
 
 def public(module) -> set[str]:

@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-MODULES = ("nn.functional", "nn.grad", "nn.precision", "optim.clip", "optim.loss_scale")
+MODULES = ("metrics.classes", "nn.functional", "nn.grad", "nn.precision", "optim.clip", "optim.loss_scale")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -143,7 +143,7 @@ READING = [
     (("[model]", "[modle]"), "e.toml:15: an experiment has no key 'modle'; did you mean 'model'? It has run, data,"),
     (("batch_size = 4", "batchsize = 4"), "e.toml:10: [data] has no key 'batchsize'; did you mean 'batch_size'"),
     (("seed = 3", "params = 3"), "e.toml:2: an experiment has no key 'params'. It has run,"),
-    (("total = 6", 'total = "6"'), "e.toml:5: run.total must be a number, got '6'"),
+    (("total = 6", 'total = "6"'), "e.toml:5: run.total must be a number or a table with n, unit, got '6'"),
     (("total = 6", "total = 0"), "e.toml:3: [run] total must be an integer of at least 1"),
     (("total = 6", ""), "e.toml:3: [run] total is missing: a number"),
     (('"iteration"', '"iterations"'), "e.toml:4: run.unit must be one of 'iteration', 'epoch', got 'iterations'"),
@@ -201,7 +201,7 @@ BUILDING = [
 ]
 OVERRIDES = [
     ({"run.totl": 3}, "the override of run.totl: [run] has no key 'totl'; did you mean 'total'?"),
-    ({"run.total": "x"}, "the override of run.total: run.total must be a number, got 'x'"),
+    ({"run.total": "x"}, "the override of run.total: run.total must be a number or a table with n, unit, got 'x'"),
     ({"optimizer.lr.x": 1}, "the override of optimizer.lr.x: optimizer.lr is 0.01, and has no keys"),
     (
         {"optimizer.transforms.3.max_norm": 1},

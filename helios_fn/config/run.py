@@ -7,116 +7,17 @@ import datetime
 import math
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
-from .types import Json, ReductionName, UnitName
+from ..types import Json, ReductionName, UnitName
+from .cadence import Cadence, Every, Total, check_cadence
+from .checks import check_choice, check_count, check_portion, plain, seconds_of
+from .retention import Retention
+from .stopping import EarlyStop
 
 NonFinite: TypeAlias = Literal["raise", "skip", "stop", "rollback"]
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Every:
-    """A cadence: every ``n`` iterations or epochs, whatever the unit of the run."""
-
-    n: int
-    unit: UnitName
-
-    def __post_init__(self) -> None:
-        _check_count("Every.n", self.n)
-        _check_choice("Every.unit", self.unit, UnitName)
-
-
-Cadence: TypeAlias = int | Every | None
-"""How often something happens: a number of the run's units, an `Every`, or ``None`` for never."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EarlyStop:
-    """Stop when a validation metric has not improved for ``cycles`` validation cycles in a row.
-
-    Attributes:
-        monitor: the name of the metric that ``validate`` returns.
-        cycles: how many cycles without improvement end the run.
-        mode: whether smaller (``"min"``) or larger (``"max"``) is better.
-        min_delta: how much better counts as an improvement; not negative.
-        improved: ``improved(best, new) -> bool`` replaces the comparison; ``mode`` still decides the
-            first ``best`` (plus or minus infinity).
-    """
-
-    monitor: str
-    cycles: int
-    mode: Literal["min", "max"] = "min"
-    min_delta: float = 0.0
-    improved: Callable[[float, float], bool] | None = None
-
-    def __post_init__(self) -> None:
-        _check_count("EarlyStop.cycles", self.cycles)
-        _check_choice("EarlyStop.mode", self.mode, Literal["min", "max"])
-        if not isinstance(self.monitor, str):
-            raise TypeError(f"EarlyStop.monitor must be the name of a metric, got {self.monitor!r}")
-        if not 0 <= self.min_delta < math.inf:
-            raise ValueError(f"EarlyStop.min_delta must be finite and not negative, got {self.min_delta!r}")
-        if self.improved is not None and not callable(self.improved):
-            raise TypeError(f"EarlyStop.improved must be a function of best and new, got {self.improved!r}")
-
-    @property
-    def worst(self) -> float:
-        """The value that anything improves on."""
-        return math.inf if self.mode == "min" else -math.inf
-
-    def is_improvement(self, best: float, new: float) -> bool:
-        """Whether ``new`` is better than ``best``. NaN never is."""
-        if self.improved is not None:
-            return bool(self.improved(best, new))
-        return new < best - self.min_delta if self.mode == "min" else new > best + self.min_delta
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Retention:
-    """Which checkpoints of a run stay on the disk; the others are removed after each save.
-
-    A checkpoint stays if any of the rules keeps it. Whatever they say, the two newest valid ones stay,
-    damaged ones are left alone, and nothing is removed before a newer one is durable; nor is anything
-    in ``superseded`` and ``damaged``. The decision depends on what is on the disk alone, so it is the
-    same after a restart; a later decision never wants back what an earlier one gave up.
-
-    Attributes:
-        last: keep this many of the newest; 1 means the same as 2, and ``None`` adds nothing to these two.
-        best: keep this many validation cycles with the best ``monitor``, by the first checkpoint of
-            each (later ones repeat its metrics). NaN is never best; of equal values the earlier is.
-        monitor: the name of the metric that ``validate`` returns. ``resume="best"`` goes by it, too.
-        mode: whether smaller (``"min"``) or larger (``"max"``) is better.
-        every: keep for ever the first checkpoint at or after each multiple of this many iterations,
-            iteration 0 included.
-
-    What others call it: ``last`` is Orbax' ``max_to_keep``, ``keep_latest_k`` of torchtitan and
-    ``save_total_limit`` of transformers; ``best`` with ``monitor`` and ``mode`` is Lightning's
-    ``save_top_k`` (its ``save_last`` is always on); ``every`` is Orbax' ``keep_period``. How often a
-    checkpoint is written at all is ``RunConfig.checkpoint_every``.
-    """
-
-    last: int | None = None
-    best: int = 0
-    monitor: str | None = None
-    mode: Literal["min", "max"] = "min"
-    every: int | None = None
-
-    def __post_init__(self) -> None:
-        _check_choice("Retention.mode", self.mode, Literal["min", "max"])
-        if type(self.best) is not int or self.best < 0:
-            raise ValueError(f"Retention.best must be an integer of at least 0, got {self.best!r}")
-        for field in ("last", "every"):
-            if getattr(self, field) is not None:
-                _check_count(f"Retention.{field}", getattr(self, field), " or None")
-        if self.monitor is not None and not isinstance(self.monitor, str):
-            raise TypeError(f"Retention.monitor must be the name of a metric, got {self.monitor!r}")
-        if self.best and self.monitor is None:
-            raise ValueError(f"Retention.best={self.best} must know which metric is best: set monitor (and mode)")
-        if self.last is None and not self.best and self.every is None:
-            raise ValueError("Retention has no rule: set last, best or every, or retention=None to keep everything")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,7 +26,8 @@ class RunConfig:
 
     Attributes:
         unit: what ``total`` and plain cadences count: ``"iteration"`` or ``"epoch"``.
-        total: how long to train, in units; ``math.inf`` for a run that some condition ends.
+        total: how long to train, in units, or in another measure as a `Total` (samples, epochs, iterations);
+            ``math.inf`` for a run that some condition ends: ``early_stop``, ``should_stop``, or ``max_time``.
         accumulation_steps: micro-batches per process and iteration (iteration unit only).
         micro_batches: micro-batches per iteration over all processes; fixes the mathematics of the run
             whatever the number of processes. Default: ``accumulation_steps * world size``, or the
@@ -134,6 +36,12 @@ class RunConfig:
             tree, the same bits for any number of processes) or ``"fold"`` (one after another).
         log_every: when a row of metrics is logged; default every 10 iterations.
         validate_every: when ``validate`` is called.
+        sanity_batches: before the first step of a fresh run, ``validate`` is tried on so many batches (a function of
+            your own: called once), so that a fault in it costs no training. Nothing is recorded, and no bit changes.
+        limit_train_batches: epochs end after so many batches (a float: after that fraction of them), as with
+            `Loader.limit`; needs a `Loader`. A resume with another limit is refused, as with other data.
+        limit_valid_batches: the same for a `Validator`, whose first batches are read; other functions know no batches.
+        overfit_batches: every epoch reads the same first batches (or that fraction), unshuffled: `Loader.overfit`.
         checkpoint_every: when the state is saved; needs ``root``. A run with a root also saves its
             first and its last state.
         retention: which checkpoints stay; ``None`` keeps all.
@@ -146,7 +54,8 @@ class RunConfig:
         early_stop: end the run when validation no longer improves.
         max_time: the time limit of one launch (seconds, or a ``timedelta``), from the call on: after the first
             iteration beyond it the state is saved and the run ends with `Reason.TIME`. Leave room
-            for one iteration, its validation and a save.
+            for one iteration, its validation and a save. The clock is never part of a state: the next launch has the
+            whole limit again, so with ``total=math.inf`` each launch trains on for that long.
         root: the folder of the run; ``None`` keeps everything in memory.
         name: names the checkpoints and logs: letters, digits, ``_``, ``.`` and ``-``.
         resume: ``"auto"`` continues from the newest valid checkpoint or starts fresh; ``"last"`` and
@@ -173,12 +82,16 @@ class RunConfig:
     """
 
     unit: UnitName
-    total: float
+    total: float | Total
     accumulation_steps: int = 1
     micro_batches: int | None = None
     reduction: ReductionName = "tree"
     log_every: Cadence = dataclasses.field(default_factory=lambda: Every(10, "iteration"))
     validate_every: Cadence = None
+    sanity_batches: int = 0
+    limit_train_batches: int | float | None = None
+    limit_valid_batches: int | float | None = None
+    overfit_batches: int | float | None = None
     checkpoint_every: Cadence = None
     retention: Retention | None = None
     checkpoint_every_seconds: float | datetime.timedelta | None = None
@@ -198,29 +111,33 @@ class RunConfig:
     device: Any = None
 
     def __post_init__(self) -> None:
-        _check_choice("unit", self.unit, UnitName)
-        _check_choice("reduction", self.reduction, ReductionName)
-        _check_choice("non_finite", self.non_finite, NonFinite)
+        check_choice("unit", self.unit, UnitName)
+        check_choice("reduction", self.reduction, ReductionName)
+        check_choice("non_finite", self.non_finite, NonFinite)
         if isinstance(self.total, float) and self.total.is_integer():
             object.__setattr__(self, "total", int(self.total))  # 1e4 is how people write ten thousand
-        if self.total != math.inf:
-            _check_count("total", self.total, " (or math.inf, with a stop condition)")
-        _check_count("accumulation_steps", self.accumulation_steps)
+        if self.total != math.inf and not isinstance(self.total, Total):
+            check_count("total", self.total, " (or an hf.Total, or math.inf with a stop condition)")
+        check_count("accumulation_steps", self.accumulation_steps)
         for field in ("check_finite_every", "check_replicas_every"):
-            _check_count(field, getattr(self, field))
+            check_count(field, getattr(self, field))
         if self.micro_batches is not None:
-            _check_count("micro_batches", self.micro_batches)
+            check_count("micro_batches", self.micro_batches)
         for field in ("log_every", "validate_every", "checkpoint_every"):
-            _check_cadence(field, getattr(self, field))
+            check_cadence(field, getattr(self, field))
         for field in ("max_time", "checkpoint_every_seconds", "collective_timeout"):
-            _seconds(field, getattr(self, field))
+            seconds_of(field, getattr(self, field))
         if self.collective_timeout is None:
             raise TypeError(
                 "collective_timeout must be a number of seconds: without one a lost process is never noticed"
             )
-        _check_choice("async_save", self.async_save, Literal[True, False])
+        check_choice("async_save", self.async_save, Literal[True, False])
         if type(self.purity_checks) is not int or self.purity_checks < 0:
             raise ValueError(f"purity_checks must be an integer of at least 0, got {self.purity_checks!r}")
+        if type(self.sanity_batches) is not int or self.sanity_batches < 0:
+            raise ValueError(f"sanity_batches must be an integer of at least 0, got {self.sanity_batches!r}")
+        for field in ("limit_train_batches", "limit_valid_batches", "overfit_batches"):
+            check_portion(field, getattr(self, field))
         if self.donate not in (True, False, "auto"):
             raise ValueError(f"donate must be 'auto', True or False, got {self.donate!r}")
         self._check_combinations()
@@ -250,6 +167,13 @@ class RunConfig:
                 raise ValueError(f"{field} needs a folder to save into: set root")
         if self.non_finite == "rollback" and self.root is None:
             raise ValueError("non_finite='rollback' needs checkpoints to go back to: set root")
+        if self.overfit_batches is not None and self.limit_train_batches is not None:
+            raise ValueError(
+                "overfit_batches and limit_train_batches both say which batches are read: give one of them"
+            )
+        for field in ("sanity_batches", "limit_valid_batches"):
+            if getattr(self, field) and self.validate_every is None:
+                raise ValueError(f"{field} is about validation, of which there is none: set validate_every")
         if self.early_stop is not None and self.validate_every is None:
             raise ValueError("early_stop looks at validation metrics: set validate_every")
 
@@ -276,6 +200,13 @@ class RunConfig:
         parts = (self.retention, self.early_stop)
         return next((part for part in parts if part is not None and part.monitor is not None), None)
 
+    @property
+    def units(self) -> float:
+        """``total`` in units of the run, which must have been counted: the driver does so when a run starts."""
+        if isinstance(self.total, Total):
+            raise TypeError(f"total={self.total} is counted when a run starts, from the size of its batches")
+        return self.total
+
     def cadence(self, field: Literal["log_every", "validate_every", "checkpoint_every"]) -> Every | None:
         """A cadence with its unit spelled out."""
         value: Cadence = getattr(self, field)
@@ -283,7 +214,7 @@ class RunConfig:
 
     def seconds(self, field: Literal["max_time", "checkpoint_every_seconds", "collective_timeout"]) -> float:
         """A duration in seconds; infinite where none is set."""
-        return _seconds(field, getattr(self, field))
+        return seconds_of(field, getattr(self, field))
 
     def describe(self) -> dict[str, Json]:
         """The configuration as plain JSON values, for the manifest of a checkpoint.
@@ -291,43 +222,4 @@ class RunConfig:
         Without ``async_save``: a checkpoint is the same whichever way it was written.
         """
         names = [field.name for field in dataclasses.fields(self) if field.name != "async_save"]
-        return {name: _plain(getattr(self, name)) for name in names}
-
-
-def _plain(value: Any) -> Json:
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)  # strict JSON has no infinity
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return getattr(value, "__qualname__", None) or str(value)
-
-
-def _seconds(name: str, value: Any) -> float:
-    if value is None:
-        return math.inf
-    seconds = value.total_seconds() if isinstance(value, datetime.timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"{name} must be a number of seconds, a datetime.timedelta or None, got {value!r}")
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{name} must be a positive, finite number of seconds, got {value!r}")
-    return float(seconds)
-
-
-def _check_count(name: str, value: Any, remark: str = "") -> None:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1{remark}, got {value!r}")
-
-
-def _check_cadence(name: str, value: Any) -> None:
-    if value is not None and not isinstance(value, Every):
-        _check_count(name, value, ", an hf.Every, or None")
-
-
-def _check_choice(name: str, value: Any, choices: Any) -> None:
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        return {name: plain(getattr(self, name)) for name in names}
