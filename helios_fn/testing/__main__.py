@@ -15,9 +15,10 @@ from ..driver.batches import one_source, step_input
 from ..errors import PurityError
 from ..types import Cursor
 from .interrupt import Stop
-from .laws import check_resume, check_step
+from .laws import check_resume
 from .processes import check_resume_processes
 from .spec import NoSuchJob, load_job
+from .step import check_step
 from .trace import Job
 from .verdicts import JobFailed, LawBroken
 
