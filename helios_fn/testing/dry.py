@@ -114,7 +114,7 @@ def _parts(state: TrainState, batch: Any) -> dict[str, int]:
 
 
 def _valueless(inputs: Any, fake: fake_tensor.FakeTensorMode, *, keep: bool) -> Any:
-    """The same tree with stand-ins for tensors; with ``keep``, keys, counts and the like are copied with their values."""
+    """The same tree with stand-ins for tensors; with ``keep``, copies of keys, counts and the like."""
 
     def stand_in(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, fake_tensor.FakeTensor):

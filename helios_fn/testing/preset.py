@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_INDUCTOR = "TORCHINDUCTOR_DETERMINISTIC"
+_VARIABLES = {_CUBLAS: ":4096:8", _INDUCTOR: "1"}  # read when what they are for is first used
 
 
 class Pinned(NamedTuple):
@@ -35,7 +38,9 @@ class Pinned(NamedTuple):
             cudnn_deterministic=torch.backends.cudnn.deterministic,
             tf32=torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
             workspace=os.environ.get(_CUBLAS),
-            device=torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability(),
+            device=torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else torch.backends.cpu.get_cpu_capability(),
         )
 
     def __str__(self) -> str:
@@ -76,21 +81,40 @@ def deterministic(*, threads: int | None = 1, algorithms: bool = True, tf32: boo
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, or None for as many as there are, got {threads}")
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), os.environ.get(_CUBLAS)
+    before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     flags = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    with _compiler_pinned() if algorithms else contextlib.nullcontext():
+        try:
+            if threads is not None:
+                torch.set_num_threads(threads)
+            if algorithms:
+                # torch.use_deterministic_algorithms does the same and imports the compiler, which takes seconds.
+                torch.set_deterministic_debug_mode("error")
+            cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, tf32, tf32
+            yield Pinned.now()
+        finally:
+            torch.set_num_threads(before[0])
+            torch.set_deterministic_debug_mode(before[1])
+            cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = flags
+
+
+@contextlib.contextmanager
+def _compiler_pinned() -> Iterator[None]:
+    """Environment variables that libraries read when they are first used, and the compiler if it is there already."""
+    added = [name for name in _VARIABLES if name not in os.environ]
+    os.environ.update({name: _VARIABLES[name] for name in added})
+    inductor = _inductor()
+    flag = None if inductor is None else inductor.deterministic
+    if inductor is not None:
+        inductor.deterministic = True
     try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        if algorithms:
-            os.environ.setdefault(_CUBLAS, ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = False, True, tf32, tf32
-        yield Pinned.now()
+        yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.set_deterministic_debug_mode(before[1])
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = flags
-        if before[2] is None:
-            os.environ.pop(_CUBLAS, None)
-        else:
-            os.environ[_CUBLAS] = before[2]
+        for name in added:
+            os.environ.pop(name, None)
+        if _inductor() is not None:
+            _inductor().deterministic = os.environ.get(_INDUCTOR) == "1" if flag is None else flag
+
+
+def _inductor() -> Any:
+    return sys.modules.get("torch._inductor.config")

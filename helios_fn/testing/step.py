@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random as python_random
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from .. import random, tree
@@ -15,6 +13,7 @@ from ..driver.guard import PurityGuard
 from ..finiteness import all_finite
 from ..nn import LossFn, gradients_of, microsteps
 from ..optim import loss_scale
+from ..random.ambient import seed
 from ..state import TrainState
 from ..step import MadeStep
 from .verdicts import LawBroken
@@ -108,10 +107,7 @@ def _two_calls(step: Callable[[Any, Any], Any], state: TrainState, batch: Any) -
     guard = PurityGuard(step, full_checks=2)
     results = []
     for ambient in (1, 2):
-        torch.manual_seed(ambient)
-        python_random.seed(ambient)
-        np.random.seed(ambient)
-        torch.rand(ambient)
+        seed((ambient, 0))
         results.append(guard(state, batch))
     return results
 
@@ -130,7 +126,7 @@ def _check_same(one: TrainState, other: TrainState) -> None:
 def _check_kernels(step: Callable[[Any, Any], Any], state: TrainState, batch: Any) -> None:
     """Call the step once more and collect the kernels that torch would refuse in deterministic mode."""
     mode = torch.get_deterministic_debug_mode()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # torch.use_deterministic_algorithms imports the compiler too
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -117,5 +117,11 @@ def test_ordinary_dropout_and_batch_norm_are_not_accused():
     at = hf.init_state(params, OPTIMIZER, buffers=buffers)
     batch = torch.linspace(-1, 1, 16).view(8, 2)
     check_step(
-        made(loss_fn), at, batch, expect_gradients=True, expect_updates=True, non_negative=["loss"], except_for=["0.bias"]
+        made(loss_fn),
+        at,
+        batch,
+        expect_gradients=True,
+        expect_updates=True,
+        non_negative=["loss"],
+        except_for=["0.bias"],
     )
