@@ -16,9 +16,9 @@ marker also takes ``workers=(0, 2)`` and ``processes=(1, 2)``, the numbers to co
 
 The environment variable HELIOS_FN_PROFILE (``dev``, ``ci``, ``nightly``) says how hard to look; where it is set,
 Hypothesis gets its settings from it too. Nothing is pinned unless it is asked for: a law should hold under the
-settings that you train with. The fixture ``deterministic`` pins for one test what `helios_fn.testing.deterministic` does;
-in pytest's configuration, ``helios_fn_deterministic = true`` does it for all of them, and ``helios_fn_threads = 1`` sets
-the threads. The header of the report says what holds.
+settings that you train with. The fixture ``deterministic`` pins for one test what `helios_fn.testing.deterministic`
+does; in pytest's configuration, ``helios_fn_deterministic = true`` does it for all of them, and
+``helios_fn_threads = 1`` sets the threads. The header of the report says what holds.
 """
 
 from __future__ import annotations

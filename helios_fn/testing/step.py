@@ -116,8 +116,9 @@ def _check_same(one: TrainState, other: TrainState) -> None:
     differences = tree.diff(one, other)
     if differences:
         shown = "\n".join(f"  {difference}" for difference in differences[:_SHOWN])
+        counted = f"{len(differences)} leaves" if len(differences) > 1 else "1 leaf"
         raise LawBroken(
-            f"two calls of the step on the same input differ in {len(differences)} leaves:\n{shown}\nThe step keeps "
+            f"two calls of the step on the same input differ in {counted}:\n{shown}\nThe step keeps "
             "something outside the TrainState (an attribute, a global, a closure), or draws from the clock or a "
             "generator of its own: put it into state.extra, or draw by hf.step_key(state, 'name')"
         )
