@@ -142,6 +142,10 @@ class MadeStep:
         """The next state; ``state`` is given away."""
         return self._run(state, batch, donate=True)
 
+    def gradients(self, state: TrainState, batch: Any) -> Mean:
+        """What the update will follow: the mean over the iteration's micro-batches, see `helios_fn.microsteps`."""
+        return microsteps(_grad_fn(self._gradients, state.opt_state), state, batch)
+
     def _run(self, state: TrainState, batch: Any, *, donate: bool) -> TrainState:
         old = Parts(
             state.params, state.buffers, state.opt_state, state.averages, state.first_bad, state.counters.iteration
@@ -150,7 +154,7 @@ class MadeStep:
         if whole and not isinstance(batch, MicroBatches):
             new, metrics = self._run_region(state, old, batch, donate)
         else:
-            mean = microsteps(_grad_fn(self._gradients, state.opt_state), state, batch)
+            mean = self.gradients(state, batch)
             if donate:
                 give_away(state)
             if whole:

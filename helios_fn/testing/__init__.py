@@ -16,13 +16,17 @@ That the number of processes changes nothing: ``check_world("my_project.train:jo
 With Hypothesis, over generated interruptions, see `helios_fn.testing.strategies`.
 """
 
+from .bill import MemoryBill as MemoryBill
 from .compare import assert_same_run as assert_same_run
+from .dry import dry_run as dry_run
 from .interrupt import Crash as Crash
 from .interrupt import Stop as Stop
 from .laws import check_resume as check_resume
-from .laws import check_step as check_step
 from .laws import check_workers as check_workers
+from .preset import Pinned as Pinned
+from .preset import deterministic as deterministic
 from .processes import check_resume_processes as check_resume_processes
+from .step import check_step as check_step
 from .trace import Job as Job
 from .trace import Trace as Trace
 from .trace import run_with as run_with

@@ -9,13 +9,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import random, schedule
-from ..data import Phases
-from ..driver.batches import one_source, step_input
 from ..errors import PurityError
-from ..types import Cursor
+from .first import check_first_step
 from .interrupt import Stop
-from .laws import check_resume, check_step
+from .laws import check_resume
 from .processes import check_resume_processes
 from .spec import NoSuchJob, load_job
 from .trace import Job
@@ -59,21 +56,6 @@ def _stops(text: str) -> list[Stop]:
         return [Stop(int(each)) for each in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"write iterations with commas between, such as 1,4,7; got {text!r}") from None
-
-
-def check_first_step(job: Job) -> None:
-    """`check_step` on the job's initial state and first batch."""
-    state, loader = job.initial_state(), job.new_loader()
-    source = one_source(loader.source(0) if isinstance(loader, Phases) else loader)
-    share = schedule.share_of(job.cfg)
-    feed = source.open(Cursor(), key=state.key, share=share)
-    try:
-        with random.preserved_globals():
-            batch = step_input(next(iter(feed)), share.micro_batches, job.cfg.reduction, job.cfg.device)
-    finally:
-        feed.close()
-        source.close()
-    check_step(job.step, state, batch)
 
 
 def _check_step(job: Job) -> None:

@@ -6,78 +6,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
-from .. import random, tree
 from ..config import RunConfig
-from ..driver.guard import PurityGuard
 from ..errors import PurityError
-from ..state import TrainState
 from .compare import assert_same_run
 from .interrupt import Stop, Stops, schedules, spread, usual_stops
 from .trace import Job, Trace, run_with
 from .verdicts import JobFailed, LawBroken
-
-
-def check_step(
-    step: Callable[[Any, Any], Any],
-    state: TrainState,
-    batch: Any,
-    *,
-    expect_updates: bool = False,
-    except_for: Sequence[str] = (),
-) -> TrainState:
-    """Check that a step is pure and deterministic on one batch, and return the state it gives.
-
-    The law of purity: ``step`` twice on the same input gives the same bits, leaves the input
-    untouched, draws from no global generator, and keeps structure, shapes and dtypes.
-
-    Args:
-        step: as for `helios_fn.run`.
-        state: any state to start from.
-        batch: what the step receives: a batch, or `helios_fn.MicroBatches`.
-        expect_updates: also check that the step changes each parameter, which finds layers that are not
-            connected to the loss. Weight decay moves those too: switch it off here. A rate that warms
-            up from 0, and `helios_fn.optim.every`, change nothing in the first step: hand over a later state.
-        except_for: names of parameters that may stay as they are, as ``state.params`` has them.
-
-    Raises:
-        PurityError, TypeError: the step breaks its contract; names the leaf and the remedy.
-        LawBroken: two calls differ, the loss is not finite, or parameters did not change.
-        ValueError: ``except_for`` names no parameter.
-    """
-    guard = PurityGuard(step, full_checks=2)
-    results = []
-    with random.preserved_globals():
-        for ambient in (1, 2):
-            torch.manual_seed(ambient)
-            results.append(guard(state, batch))
-    differences = tree.diff(*results)
-    if differences:
-        shown = "\n".join(f"  {difference}" for difference in differences[:8])
-        raise LawBroken(f"two calls of the step on the same input differ in {len(differences)} leaves:\n{shown}")
-    for name, value in results[0].metrics.items():
-        if name.endswith("loss") and value.is_floating_point() and not bool(value.isfinite()):
-            raise LawBroken(f"metrics[{name!r}] is {value.item()} after one step")
-    if expect_updates:
-        _check_updates(state.params, results[0].params, except_for)
-    return results[0]
-
-
-def _check_updates(before: Any, after: Any, except_for: Sequence[str]) -> None:
-    names = [path.removeprefix("['").removesuffix("']") for path in tree.paths(before)]
-    unknown = [name for name in except_for if name not in names]
-    if unknown:
-        raise ValueError(f"except_for names {unknown}, but the parameters are {names}")
-    pairs = zip(names, tree.leaves(before), tree.leaves(after), strict=True)
-    still = [name for name, old, new in pairs if name not in except_for and tree.equal(old, new)]
-    if still and len(still) == len(names):
-        raise LawBroken("the step changed no parameter: is the learning rate 0, or the first update still to come?")
-    if still:
-        raise LawBroken(
-            f"the step did not change {len(still)} of {len(names)} parameters: {', '.join(still)}. Is the loss "
-            "independent of them? If they are meant to stay as they are, name them in except_for"
-        )
 
 
 def check_resume(

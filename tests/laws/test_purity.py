@@ -7,7 +7,7 @@ from hypothesis import given, settings
 import helios_fn as hf
 from helios_fn import tree
 from helios_fn.testing import check_step
-from helios_fn.testing.__main__ import check_first_step
+from helios_fn.testing.first import check_first_step
 
 from ..jobs import Case, build
 from ..strategies import cases, examples

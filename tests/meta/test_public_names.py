@@ -20,8 +20,9 @@ NAMES = {
     "stack", "step_key", "summary", "swa", "test", "unfreeze", "unroll", "unstack", "value_and_grad",
 }  # fmt: skip
 TESTING = {
-    "Crash", "Job", "JobFailed", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume",
-    "check_resume_processes", "check_step", "check_workers", "check_world", "run_with",
+    "Crash", "Job", "JobFailed", "LawBroken", "MemoryBill", "Pinned", "Stop", "Trace", "assert_same_run",
+    "check_resume", "check_resume_processes", "check_step", "check_workers", "check_world", "deterministic",
+    "dry_run", "run_with",
 }  # fmt: skip
 
 

@@ -35,8 +35,10 @@ def test_the_code_in_the_readme_runs(tmp_path):
     assert "the total was reached" in run(tmp_path, [*blocks, *calls])
 
 
-# That of sharded states needs several processes, and is run by tests/world/test_sharded_guide.py.
-@pytest.mark.parametrize("path", [path for path in GUIDES if path.stem != "sharded"], ids=lambda path: path.stem)
+# These are run by tests/world/test_sharded_guide.py, in several processes, and by test_proving_guide.py.
+@pytest.mark.parametrize(
+    "path", [path for path in GUIDES if path.stem not in ("sharded", "proving")], ids=lambda path: path.stem
+)
 def test_the_code_in_a_guide_runs(tmp_path, path):
     """All Python blocks, in order, as one program."""
     blocks = python_of(path.read_text())
