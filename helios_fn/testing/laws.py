@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from ..driver.guard import PurityGuard
 from ..errors import PurityError
 from ..state import TrainState
 from .compare import assert_same_run
+from .examples import check_count, for_all
 from .interrupt import Stop, Stops, schedules, spread, usual_stops
+from .look import closer_look
 from .trace import Job, Trace, run_with
 from .verdicts import JobFailed, LawBroken
 
@@ -87,6 +91,7 @@ def check_resume(
     cfg: RunConfig,
     *,
     stops: Stops | None = None,
+    examples: int | None = None,
     **run_keywords: Any,
 ) -> None:
     """Check that a run stopped anywhere and resumed equals the run that never stopped, bit for bit.
@@ -103,21 +108,36 @@ def check_resume(
         stops: where to interrupt, one run for each entry: a `Stop`, an iteration (a crash after it), or
             several stops of one run. Default: a handful spread over the run, by crash, signal,
             leaving and error in turn, and one run interrupted at all of them.
+        examples: ``None`` for these; a number for as many examples by Hypothesis of up to three stops of any kind
+            (RATE).
         run_keywords: passed on to `helios_fn.run`.
 
     Raises:
-        LawBroken: a resumed run differs, or fails; says where first, and the likely causes.
+        LawBroken: a resumed run differs, or fails; says where first, and what a closer look shows of the causes.
         JobFailed: the job fails without any interruption; its error is the cause.
-        ValueError: a stop is outside the run.
+        ValueError: a stop is outside the run, or both ``stops`` and ``examples`` are given.
     """
+    check_count(examples)
+    if stops is not None and examples is not None:
+        raise ValueError("give stops or examples, not both: stops are those to try, examples are generated")
     job = Job(step, state, loader, cfg, run_keywords)
-    whole = _whole(job)
-    last = len(whole.batches)
-    for schedule in _usual_schedules(last) if stops is None else schedules(stops, last):
-        points = ", ".join(map(str, schedule))
-        assert_same_run(
-            whole, _resumed(job, schedule, points), f"a run resumed after {points} differs from one never stopped"
-        )
+    with closer_look(job) as tried:
+        whole = whole_run(job)
+        last = len(whole.batches)
+
+        def holds(schedule: Sequence[Stop]) -> None:
+            points = ", ".join(map(str, schedule))
+            tried.runs = (job, []), (job, [*schedule])
+            what = f"a run resumed after {points} differs from one never stopped" if points else "two runs differ"
+            assert_same_run(whole, _resumed(job, [*schedule], points), what)
+
+        if examples is not None:
+            from .strategies import interruptions
+
+            for_all(interruptions(last), holds, examples)
+            return
+        for schedule in _usual_schedules(last) if stops is None else schedules(stops, last):
+            holds(schedule)
 
 
 def check_workers(
@@ -140,19 +160,27 @@ def check_workers(
         JobFailed: the job fails with the first number of workers.
     """
     first, *others = workers
-    whole = _whole(Job(step, state, lambda: make_loader(first), cfg, run_keywords))
-    for number in others:
-        other = run_with(Job(step, state, lambda n=number: make_loader(n), cfg, run_keywords), [])
-        assert_same_run(whole, other, f"a run with {number} workers differs from one with {first}")
-    cycle = itertools.cycle(workers)
-    changing = Job(step, state, lambda: make_loader(next(cycle)), cfg, run_keywords)
-    stops = [Stop(at) for at in spread(len(whole.batches), most=len(workers))]
-    assert_same_run(whole, run_with(changing, stops), "a run whose workers change on each resume differs")
+    job = Job(step, state, lambda: make_loader(first), cfg, run_keywords)
+    with closer_look(job):
+        whole = whole_run(job)
+        for number in others:
+            other = run_with(dataclasses.replace(job, loader=lambda n=number: make_loader(n)), [])
+            assert_same_run(whole, other, f"a run with {number} workers differs from one with {first}")
+        cycle = itertools.cycle(workers)
+        changing = dataclasses.replace(job, loader=lambda: make_loader(next(cycle)))
+        stops = [Stop(at) for at in spread(len(whole.batches), most=len(workers))]
+        assert_same_run(whole, run_with(changing, stops), "a run whose workers change on each resume differs")
 
 
-def _whole(job: Job) -> Trace:
+def whole_run(job: Job, root: Path | None = None) -> Trace:
+    """The run of a job that nothing interrupts.
+
+    Raises:
+        LawBroken: the step is not pure.
+        JobFailed: the job fails; its error is the cause.
+    """
     try:
-        return run_with(job, [])
+        return run_with(job, [], root)
     except Exception as error:
         if isinstance(error.__cause__, PurityError):
             raise LawBroken(f"the step is not pure: {error}") from error
@@ -169,5 +197,6 @@ def _resumed(job: Job, stops: list[Stop], what: str) -> Trace:
 
 
 def _usual_schedules(last: int) -> list[list[Stop]]:
+    """Each usual stop alone, and all in one run; where a run is too short for any, just the run once more."""
     single = usual_stops(last)
-    return [[stop] for stop in single] + ([single] if len(single) > 1 else [])
+    return [[stop] for stop in single] + ([single] if len(single) != 1 else [])

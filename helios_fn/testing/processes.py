@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..types import Reason
 from .compare import assert_same_run
+from .folders import temporary_folder
 from .interrupt import Stop, Stops, schedules, usual_stops
 from .spec import split_spec
 from .trace import Trace, logged_rows
@@ -51,7 +51,7 @@ def check_resume_processes(spec: str, *, stops: Stops | None = None) -> None:
 def _run(spec: str, schedule: list[Stop]) -> Trace:
     """Run a job to its end, in a process of its own after each stop."""
     trace = Trace()
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         root = Path(folder, "root")
         for leg, stop in enumerate([*schedule, None]):
             place = Path(folder, f"leg-{leg}")
