@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -55,16 +56,23 @@ def check_order(
     make = loader if callable(loader) else lambda: loader
     try:
         source = as_source(make())
-        for one in [source.source(phase) for phase in range(len(source))] if isinstance(source, Phases) else [source]:
-            _check(one, each_once, workers, examples)
+        for phase in range(len(source) if isinstance(source, Phases) else 1):
+            _check(functools.partial(_phase, make, phase), each_once, workers, examples)
     except LawBroken as error:
-        lines = look_at_functions({"the loader": make()}, lambda: _read(as_source(make()), random.key(_SEED), 0, 4))
+        lines = look_at_functions({"the loader": make()}, lambda: _read(_phase(make, 0), random.key(_SEED), 0, 4))
         if not lines:
             raise
         raise LawBroken("\n  - ".join([f"{error}\nA closer look:", *lines])) from error.__cause__
 
 
-def _check(source: Source, each_once: bool, workers: Sequence[int], examples: int | None) -> None:
+def _phase(make: Callable[[], Any], phase: int) -> Source:
+    source = as_source(make())
+    return source.source(phase) if isinstance(source, Phases) else source
+
+
+def _check(make: Callable[[], Source], each_once: bool, workers: Sequence[int], examples: int | None) -> None:
+    """The law for one source; each reading is of a new one, where ``make`` makes them, as in a new process."""
+    source = make()
     per_epoch = source.batches_per_epoch
     count = min(_MOST, _EPOCHS * per_epoch if per_epoch is not None else 8)
 
@@ -73,8 +81,8 @@ def _check(source: Source, each_once: bool, workers: Sequence[int], examples: in
         key = random.key(seed)
         if each_once and isinstance(source, Loader):
             _check_visits(source, key)
-        whole = _read(source, key, 0, count)
-        again = _read(source, key, min(start, len(whole) - 1), count)
+        whole = _read(make(), key, 0, count)
+        again = _read(make(), key, min(start, len(whole) - 1), count)
         _compare(whole, again, per_epoch, f"read from batch {min(start, len(whole) - 1)} on")
 
     if examples is not None:
@@ -134,11 +142,10 @@ class _Indices(Dataset[int]):
         return index
 
 
-def _read(source: Any, key: Key, start: int, stop: int) -> dict[int, tuple[Digests, int]]:
+def _read(source: Source, key: Key, start: int, stop: int) -> dict[int, tuple[Digests, int]]:
     """The batches from the ``start``-th on, by number, with the epoch after each; up to the end of a stream."""
     found: dict[int, tuple[Digests, int]] = {}
     try:
-        source = source.source(0) if isinstance(source, Phases) else source
         cursor = _cursor(source, key, start)
         feed = source.open(cursor, key=key, share=Share("iteration"))
         try:

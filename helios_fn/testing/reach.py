@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ import torch
 _LIBRARIES = {*sys.stdlib_module_names, "helios_fn", "torch", "numpy", "optree", "hypothesis", "pytest", "_pytest"}
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.Tensor, np.ndarray, np.generic)
 _CONTAINERS = (list, tuple, set, frozenset, dict)
+_STANDARD = os.path.dirname(os.__file__)
 _MOST = 20_000
 _DEEPEST = 24
 
@@ -62,6 +64,11 @@ def names_used(code: types.CodeType) -> set[str]:
     return {*code.co_names}.union(*(names_used(inner) for inner in code.co_consts if isinstance(inner, types.CodeType)))
 
 
+def _is_generated(file: str) -> bool:
+    """Whether code was written by a library for the user's class, as by ``dataclass``."""
+    return file == "<string>" or (file.startswith(_STANDARD) and "site-packages" not in file)
+
+
 class _Walk:
     def __init__(self) -> None:
         self.functions: dict[types.FunctionType, str] = {}
@@ -101,7 +108,7 @@ class _Walk:
             yield from self._of_object(value, name, owned)
 
     def _of_function(self, function: types.FunctionType, name: str) -> Iterator[tuple[Any, str, bool]]:
-        own = is_users(function)
+        own = is_users(function) and not _is_generated(function.__code__.co_filename)
         here = named_code(function)
         if own:
             self.functions.setdefault(function, name)
