@@ -15,8 +15,8 @@ import torch
 from .digests import leaf_digests
 from .reach import Reach
 
-Kept: TypeAlias = Mapping[str, str]
-"""For each place in words, a value that changes when something is written there."""
+Kept: TypeAlias = Mapping[str, collections.Counter[str]]
+"""For each place in words, values that change when something is written there; objects of a class share their words."""
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.Tensor, np.ndarray, np.generic)
 _DEEP = 4
@@ -26,12 +26,15 @@ _COUNTERS = (itertools.count, itertools.cycle, collections.Counter)
 
 def kept(found: Reach) -> Kept:
     """The present contents of all places."""
-    return {where: _print(value, _DEEP) for where, value in found.places}
+    contents: dict[str, collections.Counter[str]] = {}
+    for where, value in found.places:
+        contents.setdefault(where, collections.Counter())[_print(value, _DEEP)] += 1
+    return contents
 
 
 def changes(before: Kept, after: Kept) -> list[str]:
-    """The places that changed, in words."""
-    return [where for where, value in after.items() if before.get(where, "") != value]
+    """The places that changed, in words. That there are more objects of a class than before is no change."""
+    return [where for where, values in before.items() if not values <= after.get(where, values)]
 
 
 def _print(value: Any, deep: int) -> str:

@@ -17,7 +17,7 @@ from .interrupt import Stop
 from .kept import changes, kept
 from .reach import Reach, reach
 from .suspects import suspects
-from .trace import Job, Trace, run_with
+from .trace import Job, run_with
 from .values import differences
 from .verdicts import LawBroken
 
@@ -127,8 +127,9 @@ def _again(job: Job) -> list[str]:
 def _kernels(job: Job) -> list[str]:
     """What torch says of the first iteration when it is asked for deterministic kernels."""
     short = dataclasses.replace(job, cfg=dataclasses.replace(job.cfg, total=1))
-    was, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
+    # Not by torch.use_deterministic_algorithms, which imports the compiler: some seconds.
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error")
     try:
         run_with(short, [])
     except Exception as error:
@@ -137,7 +138,7 @@ def _kernels(job: Job) -> list[str]:
             sentence = str(told).partition(". ")[0]
             return [f"with torch.use_deterministic_algorithms(True) torch refuses a kernel: {sentence}"]
     finally:
-        torch.use_deterministic_algorithms(was, warn_only=warns)
+        torch.set_deterministic_debug_mode(mode)
     return []
 
 
@@ -148,8 +149,6 @@ def _names(found: Reach) -> list[str]:
 
 def _parting(left: Run, right: Run) -> list[str]:
     """The first iteration whose state differs between two runs, and the leaves, with both values."""
-    if _bytes(left[0]) > _MOST_BYTES:
-        return []
     here, there = _states(left), _states(right)
     for iteration in sorted(here.keys() & there.keys()):
         lines = differences(here[iteration], there[iteration], most=3)
@@ -159,20 +158,16 @@ def _parting(left: Run, right: Run) -> list[str]:
     return []
 
 
-def _bytes(job: Job) -> float:
-    size = sum(leaf.nbytes for leaf in tree.tensors(job.initial_state()))
-    trace: Trace = run_with(job, [])
-    return size * len(trace.batches)
-
-
 def _states(run: Run) -> dict[int, Any]:
-    """What the step gave in each iteration, when it was done last."""
+    """What the step gave in each iteration, when it was done last; of large states those of the first iterations."""
     job, stops = run
     seen: dict[int, Any] = {}
 
     def keeping(state: Any, batch: Any) -> Any:
         new = job.step(state, batch)
-        seen[state.counters.iteration] = new
+        size = sum(leaf.nbytes for leaf in tree.tensors(new))
+        if (state.counters.iteration + 1) * size <= _MOST_BYTES:
+            seen[state.counters.iteration] = new
         return new
 
     run_with(dataclasses.replace(job, step=keeping), stops)

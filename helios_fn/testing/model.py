@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from ..types import Observer, Reason
-from .digests import Digests
+from .digests import Digests, leaf_digests
 from .laws import whole_run
 from .trace import Job
 

@@ -59,7 +59,8 @@ def check_order(
         for phase in range(len(source) if isinstance(source, Phases) else 1):
             _check(functools.partial(_phase, make, phase), each_once, workers, examples)
     except LawBroken as error:
-        lines = look_at_functions({"the loader": make()}, lambda: _read(_phase(make, 0), random.key(_SEED), 0, 4))
+        one = make()
+        lines = look_at_functions({"the loader": one}, lambda: _read(_phase(lambda: one, 0), random.key(_SEED), 0, 4))
         if not lines:
             raise
         raise LawBroken("\n  - ".join([f"{error}\nA closer look:", *lines])) from error.__cause__

@@ -117,8 +117,8 @@ class _Walk:
                 yield cell.cell_contents, f"closure variable {variable!r} of {here}", own
             except ValueError:
                 continue  # not bound yet
-        for default in (function.__defaults__ or (), function.__kwdefaults__ or {}):
-            yield default, f"a default argument of {here}", own
+        for defaults in filter(None, (function.__defaults__, function.__kwdefaults__)):
+            yield defaults, f"a default argument of {here}", own
         for attribute, value in vars(function).items():
             yield value, f"attribute {attribute!r} of {here}", own
         if own:

@@ -230,7 +230,7 @@ def terms_in_the_order_of_their_addresses():
 # In optimisers and schedules
 
 
-@planted("resume", "names time.time, which reads the clock", "['lr']")
+@planted("resume", "names time.time, which reads the clock", "['learning_rate']")
 def the_time_in_a_schedule():
     def rate(count):
         return 0.05 + (time.time() % 1.0) * 1e-3
@@ -361,7 +361,7 @@ def augmented_samples_that_each_worker_caches():
 @planted("order", "visits sample", "more than once", "with replacement")
 def a_sampler_with_replacement_by_mistake():
     def order(key, epoch, n):
-        return hf.random.randint(key, (n,), 0, n).tolist()
+        return hf.random.randint(key, (n,), high=n).tolist()
 
     check_order(hf.Loader(Points(), 4, order=order), workers=(0,))
 
@@ -482,8 +482,11 @@ def a_container_that_forgets():
 
     if not hasattr(Window, "registered"):
         optree.register_pytree_node(
-            Window, lambda node: ((node.values,), None, ("values",)), lambda _, parts: Window(*parts), namespace=hf.tree.NAMESPACE
-        )  # fmt: skip
+            Window,
+            lambda node: ((node.values,), None, ("values",)),
+            lambda _, parts: Window(*parts),
+            namespace=hf.tree.NAMESPACE,
+        )
         Window.registered = True
     check_round_trip({"window": Window(torch.zeros(3), length=5)})
 
@@ -525,7 +528,7 @@ def hash_as_feature() -> Job:
 
 def processes(name: str) -> None:
     torch.set_num_threads(1)
-    check_resume_processes(f"{__name__}:{name}", stops=STOPS)
+    check_resume_processes(f"{__name__}:{name}", stops=[Stop(2, "signal")])
 
 
 @planted("resume_processes", "global 'FIRST'", "normaliser made from the first batch that a process")
