@@ -23,7 +23,7 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 _FIELDS = ("params", "opt_state", "averages", "extra")
 _WEIGHTS = """Micro-batches of one size agree with their union, so it is the weights of those that are shorter:
   - a plain mean over micro-batches, such as sum(grads) / len(batch.items): weight each by its samples
-  - a loss_fn that does not say how many samples its mean is over: return hf.Aux(weight=len(y), ...)
+  - a loss_fn that does not say how many samples its mean is over, or another number: return hf.Aux(weight=len(y), ...)
 Use hf.microsteps in a step of your own: it returns the weighted mean over all of them."""
 _SUMMED = """The update of {count} micro-batches is {count} times that of their union: their gradients are summed.
 Divide the weighted sum by the sum of the weights, as hf.microsteps does; a loss that is a sum itself, and no mean,
@@ -31,8 +31,10 @@ has that sum in its gradients: the law is about means."""
 _OTHERWISE = """Micro-batches of one size differ from their union too, so it is not the weights alone:
   - only some of the micro-batches are used, such as the last one's gradients
   - something is applied to each micro-batch that belongs after their mean: clipping, an update, a norm
-  - the loss couples the samples of a batch (a contrastive loss, statistics of the batch): then this law says nothing
-    about it, and accumulation does change what is trained: leave this check out, and tell your readers"""
+  - the loss couples the samples of a batch (a contrastive loss, statistics of the batch, an inner update): then
+    accumulation does change what is trained. If that is meant, say so: coupled=True checks what holds all the same"""
+_COUPLED = """The mean of equal terms is one of them, and their order does not matter to it, so look at how the step makes one
+update of several micro-batches: hf.microsteps returns their weighted mean."""
 
 
 def check_accumulation(
@@ -41,6 +43,7 @@ def check_accumulation(
     loader: Any,
     cfg: RunConfig,
     *,
+    coupled: bool = False,
     join: Join | None = None,
     examples: int | None = None,
 ) -> None:
@@ -53,13 +56,16 @@ def check_accumulation(
 
     The law is about losses that are means over their samples, and says nothing where a step draws noise or uses
     statistics of its batch (BatchNorm). Such a step is recognised, and `LawDoesNotApply` raised: hand over the same
-    step without them, such as one made with ``model.eval``, or leave this check out.
+    step without them, such as one made with ``model.eval``, leave this check out, or say ``coupled=True``.
 
     Args:
         step: as for `helios_fn.run`; it is called with `helios_fn.MicroBatches`.
         state: the state to start from, or a function that makes it.
         loader: where the micro-batches come from, or a function that makes it.
         cfg: gives the number of micro-batches (three, if iterations have only one) and the reduction.
+        coupled: the loss is no mean over samples, but of the batch as a whole: a contrastive loss, statistics of the
+            batch, an inner update. Checked is then what is left of the law: several times the same micro-batch
+            make the update of one, and their order does not matter. Noise is not allowed here either.
         join: ``join(micro_batches) -> batch`` makes the union. By default each leaf is concatenated along its first
             dimension; with a function of your own the micro-batches stay as the loader makes them, and the last
             one must be shorter by itself.
@@ -76,6 +82,9 @@ def check_accumulation(
     job = Job(step, state, loader, cfg)
     count = schedule.share_of(cfg).micro_batches
     items = _micro_batches(job, count if count > 1 else _USUAL)
+    if coupled:
+        _check_coupled(_Trial(job, join or joined), items, cfg.reduction)
+        return
     if join is not None:
         _check(_Trial(job, join), items, cfg.reduction)
         return
@@ -191,9 +200,22 @@ def _check(trial: _Trial, items: list[Any], reduction: ReductionName) -> None:
     )
 
 
+def _check_coupled(trial: _Trial, items: list[Any], reduction: ReductionName) -> None:
+    items = trial.prepare(items, reduction)
+    pairs = {
+        f"{len(items)} times the same micro-batch do not make the update of one": ([items[0]] * len(items), items[:1]),
+        "the same micro-batches in another order make another update": (items, items[::-1]),
+    }
+    for what, (left, right) in pairs.items():
+        gap = trial.between(*(trial.after(trial.state, each, reduction) for each in (left, right)))
+        if gap is not None:
+            _refuse_noise(trial, items, reduction)
+            raise LawBroken(f"{what}: {gap.path} becomes {gap.left!r} instead of {gap.right!r}\n{_COUPLED}")
+
+
 def _refuse_noise(trial: _Trial, items: list[Any], reduction: ReductionName) -> None:
     other = trial.state.replace(key=random.fold_in(trial.state.key, "other noise"))
-    one, another = (trial.after(state, [trial.join(items)], reduction) for state in (trial.state, other))
+    one, another = (trial.after(state, items, reduction) for state in (trial.state, other))
     if trial.between(one, another.replace(key=one.key)) is not None:
         raise LawDoesNotApply(
             "the step draws noise: with another key the same batch gives another update, so micro-batches, which have "
@@ -209,7 +231,7 @@ def _refuse_statistics(trial: _Trial, items: list[Any], reduction: ReductionName
             raise LawDoesNotApply(
                 f"the step uses statistics of its batch: it changes buffers{path}. A micro-batch has other statistics "
                 "than the union, so the updates differ. Hand over a step without them (a loss_fn that calls "
-                "model.eval, or another norm), or leave this check out"
+                "model.eval, or another norm), or say coupled=True to check what holds all the same"
             )
 
 

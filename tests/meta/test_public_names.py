@@ -15,8 +15,9 @@ NAMES = {
     "load_run", "make_step", "member", "micro_keys", "microsteps", "refresh_batch_norm", "restore", "run", "sam",
     "scaled_grad", "stack", "step_key", "swa", "test", "unfreeze", "unroll", "unstack", "value_and_grad",
 }  # fmt: skip
-TESTING = {"Crash", "Job", "JobFailed", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume",
-           "check_resume_processes", "check_step", "check_workers", "check_world",
+TESTING = {"Crash", "Job", "JobFailed", "LawBroken", "LawDoesNotApply", "Stop", "Trace", "assert_same_run",
+           "check_accumulation", "check_counting", "check_observation", "check_order", "check_resume",
+           "check_resume_processes", "check_round_trip", "check_step", "check_validation", "check_workers", "check_world",
            "run_with"}  # fmt: skip
 
 
