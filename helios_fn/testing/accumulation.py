@@ -33,7 +33,7 @@ _OTHERWISE = """Micro-batches of one size differ from their union too, so it is 
   - something is applied to each micro-batch that belongs after their mean: clipping, an update, a norm
   - the loss couples the samples of a batch (a contrastive loss, statistics of the batch, an inner update): then
     accumulation does change what is trained. If that is meant, say so: coupled=True checks what holds all the same"""
-_COUPLED = """The mean of equal terms is one of them, and their order does not matter to it, so look at how the step makes one
+_COUPLED = """The mean of equal terms is one of them, and their order does not matter, so look at how the step makes one
 update of several micro-batches: hf.microsteps returns their weighted mean."""
 
 
@@ -69,7 +69,7 @@ def check_accumulation(
         join: ``join(micro_batches) -> batch`` makes the union. By default each leaf is concatenated along its first
             dimension; with a function of your own the micro-batches stay as the loader makes them, and the last
             one must be shorter by itself.
-        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (some hundred in a
+        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (about 150 in a
             second for a small model), with other numbers and lengths of micro-batches and both reductions.
 
     Raises:

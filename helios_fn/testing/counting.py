@@ -43,8 +43,8 @@ def check_counting(
     Args:
         step, state, loader, cfg, run_keywords: as for `helios_fn.run`; keep ``cfg.total`` small. Runs are in temporary
             folders.
-        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (some twenty in a second
-            for a small model), with other units, totals, accumulations and cadences.
+        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (about eight in a second
+            for a small perceptron on one core), with other units, totals, accumulations and cadences.
 
     Raises:
         LawBroken: says after which iteration what is counted wrong, or what a finished run did.

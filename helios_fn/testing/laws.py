@@ -109,7 +109,7 @@ def check_resume(
             several stops of one run. Default: a handful spread over the run, by crash, signal,
             leaving and error in turn, and one run interrupted at all of them.
         examples: ``None`` for these; a number for as many examples by Hypothesis of up to three stops of any kind
-            (RATE).
+            (about seven in a second for a small perceptron on one core).
         run_keywords: passed on to `helios_fn.run`.
 
     Raises:

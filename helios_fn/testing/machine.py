@@ -47,7 +47,7 @@ def training_machine(
     must be those of the model: one run that nothing interrupted. A restart must come back to the last checkpoint,
     and a finished run must train nothing more.
 
-    A small job gives some twenty examples in a second, each of up to 50 events: choose their number by
+    For a small perceptron about three examples of up to twelve events run in a second: choose their number by
     ``training_machine(job).TestCase.settings = hypothesis.settings(max_examples=..., stateful_step_count=...)``.
 
     Args:

@@ -45,7 +45,7 @@ def check_order(
         loader: as for `helios_fn.run`, or a function that makes one.
         each_once: whether to follow the indices; not for orders that repeat samples on purpose.
         workers: numbers of worker processes to compare; others than a `Loader` are read as they are.
-        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (some hundred in a second
+        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (about fifty in a second
             for a small dataset) of seeds and positions, read in this process.
 
     Raises:

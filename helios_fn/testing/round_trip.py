@@ -28,7 +28,7 @@ def check_round_trip(state: Any, *, examples: int | None = None) -> None:
 
     Args:
         state: a `TrainState`, or any other tree, such as what you mean to keep in ``state.extra``.
-        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (about fifty in a second
+        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (about thirty in a second
             for ten leaves) of states of this structure with other values: NaN, infinities, zeros of both signs,
             denormals, large integers, transposed and shared leaves.
 

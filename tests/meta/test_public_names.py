@@ -17,8 +17,8 @@ NAMES = {
 }  # fmt: skip
 TESTING = {"Crash", "Job", "JobFailed", "LawBroken", "LawDoesNotApply", "Stop", "Trace", "assert_same_run",
            "check_accumulation", "check_counting", "check_observation", "check_order", "check_resume",
-           "check_resume_processes", "check_round_trip", "check_step", "check_validation", "check_workers", "check_world",
-           "run_with"}  # fmt: skip
+           "check_resume_processes", "check_round_trip", "check_step", "check_validation", "check_workers",
+           "check_world", "run_with"}  # fmt: skip
 
 
 def public(module) -> set[str]:
