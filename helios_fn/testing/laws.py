@@ -147,6 +147,7 @@ def check_workers(
     cfg: RunConfig,
     *,
     workers: Sequence[int] = (0, 1, 2),
+    examples: int | None = None,
     **run_keywords: Any,
 ) -> None:
     """Check that the number of loader workers changes no bit, and may change when a run is resumed.
@@ -154,22 +155,45 @@ def check_workers(
     Args:
         make_loader: ``make_loader(workers)`` makes the loader with that many workers.
         workers: the numbers to compare with the first of them.
+        examples: ``None`` for one run with each number and one that changes it at each resume; a number for as many
+            examples by Hypothesis of interruptions and of the numbers between them (about three in a second).
 
     Raises:
-        LawBroken: a run differs; says where first, and the likely causes.
+        LawBroken: a run differs; says where first, and what a closer look shows of the causes.
         JobFailed: the job fails with the first number of workers.
     """
+    check_count(examples)
     first, *others = workers
     job = Job(step, state, lambda: make_loader(first), cfg, run_keywords)
     with closer_look(job):
         whole = whole_run(job)
+
+        def holds(stops: Sequence[Stop], numbers: Sequence[int]) -> None:
+            cycle = itertools.cycle(numbers)
+            changing = dataclasses.replace(job, loader=lambda: make_loader(next(cycle)))
+            what = (
+                f"a run with {', '.join(map(str, numbers))} workers in turn, resumed after {len(stops)} stops, differs"
+            )
+            assert_same_run(whole, run_with(changing, [*stops]), what)
+
+        if examples is not None:
+            _check_drawn(holds, len(whole.batches), workers, examples)
+            return
         for number in others:
             other = run_with(dataclasses.replace(job, loader=lambda n=number: make_loader(n)), [])
             assert_same_run(whole, other, f"a run with {number} workers differs from one with {first}")
-        cycle = itertools.cycle(workers)
-        changing = dataclasses.replace(job, loader=lambda: make_loader(next(cycle)))
-        stops = [Stop(at) for at in spread(len(whole.batches), most=len(workers))]
-        assert_same_run(whole, run_with(changing, stops), "a run whose workers change on each resume differs")
+        holds([Stop(at) for at in spread(len(whole.batches), most=len(workers))], workers)
+
+
+def _check_drawn(
+    holds: Callable[[Sequence[Stop], Sequence[int]], None], last: int, workers: Sequence[int], examples: int
+) -> None:
+    from hypothesis import strategies as st
+
+    from .strategies import interruptions
+
+    numbers = st.lists(st.sampled_from([*workers]), min_size=1, max_size=len(workers))
+    for_all(st.tuples(interruptions(last), numbers), lambda drawn: holds(*drawn), examples)
 
 
 def whole_run(job: Job, root: Path | None = None) -> Trace:

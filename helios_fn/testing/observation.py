@@ -75,8 +75,8 @@ def check_observation(
     Args:
         step, state, loader, cfg, run_keywords: as for `helios_fn.run`; keep ``cfg.total`` small. Runs are in temporary
             folders.
-        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (about twelve in a second for
-            a small perceptron on one core), each with other cadences and outlets.
+        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (about twelve in a second
+            for a small perceptron on one core), each with other cadences and outlets.
 
     Raises:
         LawBroken: the runs differ; says where first, and which observation does it.

@@ -46,7 +46,7 @@ def check_validation(
         validate: as for `helios_fn.run`.
         state: the state to evaluate, or a function that makes it.
         except_for: names of metrics that are no means over samples, and may depend on the order.
-        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (about two hundred in a second
+        examples: ``None`` for this quick form; a number for as many examples by Hypothesis (about 200 in a second
             for a small model) of orders.
 
     Raises:

@@ -27,6 +27,7 @@ from helios_fn.testing import (
     check_resume,
     check_round_trip,
     check_validation,
+    check_workers,
     round_trip,
     strategies,
 )
@@ -60,6 +61,15 @@ FORMS = {
         hf.Validator(evaluate, hf.Loader(Points(), 4)), start(), examples=examples
     ),
 }
+
+
+def test_workers_are_drawn_with_the_interruptions_between_them():
+    """The same keyword, and the same refusal."""
+    found = build(Case(total=4))
+    arguments = found.step, found.state, lambda workers: build(Case(total=4), workers).loader(), found.cfg
+    check_workers(*arguments, workers=(0, 1), examples=2)
+    with pytest.raises(ValueError, match="examples must be"):
+        check_workers(*arguments, examples=0)
 
 
 @pytest.mark.parametrize("law", FORMS)
@@ -372,7 +382,7 @@ MACHINE = build(Case(accumulation=2, total=5, dropout=True, validate_every=hf.Ev
 TestTraining = training_machine(
     MACHINE, make_loader=lambda workers: build(Case(accumulation=2), workers).loader(), workers=(0,)
 ).TestCase
-TestTraining.settings = settings(max_examples=8, stateful_step_count=8)
+TestTraining.settings = settings(max_examples=5, stateful_step_count=8)
 
 
 def test_the_machine_finds_what_a_process_keeps():
