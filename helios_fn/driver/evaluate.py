@@ -57,9 +57,16 @@ class Validator:
 
     def limit(self, batches: float) -> Validator:
         """A validator of the first batches only: so many, or that fraction of them (a float). Both read one loader."""
-        limited = object.__new__(type(self))
-        limited.fold = self.fold.limited(batches)
-        return limited
+        return self._with(self.fold.limited(batches))
+
+    def over(self, loader: Any) -> Validator:
+        """A validator that does the same on another loader."""
+        return self._with(self.fold.over(loader))
+
+    def _with(self, fold: Fold) -> Validator:
+        other = object.__new__(type(self))
+        other.fold = fold
+        return other
 
     def close(self) -> None:
         """Stop the loader's workers, if it has any; the next call starts them again."""

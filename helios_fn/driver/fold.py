@@ -61,16 +61,13 @@ class Fold:
         self._params, self._device, self._purpose = params, device, purpose
         self.last_batch: Any = None
 
+    def over(self, loader: Any, limit: float | None = None) -> Fold:
+        """The same function over another loader."""
+        return Fold(self._function, loader, self._params, self._device, purpose=self._purpose, limit=limit)
+
     def limited(self, batches: float) -> Fold:
         """The same over the first batches only; both read one source."""
-        return Fold(
-            self._function,
-            self.source,
-            self._params,
-            self._device,
-            purpose=self._purpose,
-            limit=portion(batches, self.batches),
-        )
+        return self.over(self.source, portion(batches, self.batches))
 
     def share(self, state: TrainState, world: World, most: int | None = None) -> tuple[range, bool]:
         """The batches of this process (of the first ``most``), and whether each has a part of them (else: all)."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from .. import tree
 from ..types import Row
 from .digests import differing
 from .trace import Trace
+from .values import differences
 from .verdicts import LawBroken
 
 _SHOWN = 8
+_MOST = 10_000
 _START = """The initial states differ, so look at what makes them:
   - parameters initialised from a generator that has no seed: use hf.functional(..., seed=...)
   - a seed taken from the clock, the process id or the environment"""
@@ -32,7 +33,7 @@ _VALIDATE = """Only what validation found differs, so look at the validate funct
 _END = "Batches and log rows are equal, so look at what ends the run: should_stop must depend on the state alone."
 
 
-class _Finding(NamedTuple):
+class Finding(NamedTuple):
     """The first difference between two runs, in words, and the likely causes."""
 
     text: str
@@ -45,21 +46,29 @@ def assert_same_run(left: Trace, right: Trace, what: str) -> None:
     Raises:
         LawBroken: they differ; names the first iteration, the first leaves, and the likely causes.
     """
+    found = difference(left, right)
+    if found is not None:
+        raise LawBroken(f"{what}: {found.text}\n{found.causes}")
+
+
+def difference(left: Trace, right: Trace) -> Finding | None:
+    """The first difference between two runs, if there is one."""
     for find in (_in_start, _in_course, _in_end):
         found = find(left, right)
         if found is not None:
-            raise LawBroken(f"{what}: {found.text}\n{found.causes}")
-
-
-def _in_start(left: Trace, right: Trace) -> _Finding | None:
-    first, *others = [*left.starts, *right.starts] or [{}]
-    for other in others:
-        if other != first:
-            return _Finding(f"the job has another initial state each time:\n{_listed(differing(first, other))}", _START)
+            return found
     return None
 
 
-def _in_course(left: Trace, right: Trace) -> _Finding | None:
+def _in_start(left: Trace, right: Trace) -> Finding | None:
+    first, *others = [*left.starts, *right.starts] or [{}]
+    for other in others:
+        if other != first:
+            return Finding(f"the job has another initial state each time:\n{_listed(differing(first, other))}", _START)
+    return None
+
+
+def _in_course(left: Trace, right: Trace) -> Finding | None:
     """What differs in the earliest iteration; a batch comes before the rows of its iteration."""
     found = [
         (at, 0, finding) for at, finding in (_other_batch(left, right), _repeated(left), _repeated(right)) if finding
@@ -71,39 +80,39 @@ def _in_course(left: Trace, right: Trace) -> _Finding | None:
     return min(found)[2] if found else None
 
 
-def _repeated(trace: Trace) -> tuple[int, _Finding | None]:
+def _repeated(trace: Trace) -> tuple[int, Finding | None]:
     for iteration in sorted(trace.conflicts):
         lines = _listed(differing(trace.batches[iteration], trace.conflicts[iteration]))
         text = f"iteration {iteration + 1} received another batch when it was repeated:\n{lines}"
-        return iteration + 1, _Finding(text, _DATA)
+        return iteration + 1, Finding(text, _DATA)
     return 0, None
 
 
-def _other_batch(left: Trace, right: Trace) -> tuple[int, _Finding | None]:
+def _other_batch(left: Trace, right: Trace) -> tuple[int, Finding | None]:
     for iteration in sorted(left.batches.keys() & right.batches.keys()):
         if left.batches[iteration] != right.batches[iteration]:
             lines = _listed(differing(left.batches[iteration], right.batches[iteration]))
-            return iteration + 1, _Finding(f"the batches differ from iteration {iteration + 1} on:\n{lines}", _DATA)
+            return iteration + 1, Finding(f"the batches differ from iteration {iteration + 1} on:\n{lines}", _DATA)
     return 0, None
 
 
-def _other_metrics(left: Trace, right: Trace) -> tuple[int, _Finding | None]:
+def _other_metrics(left: Trace, right: Trace) -> tuple[int, Finding | None]:
     for iteration in sorted(left.metrics.keys() & right.metrics.keys()):
         lines = differing(left.metrics[iteration], right.metrics[iteration])
         if lines:
             text = f"the step gives other metrics from iteration {iteration + 1} on:\n{_listed(lines)}"
-            return iteration + 1, _Finding(text, _STEP)
+            return iteration + 1, Finding(text, _STEP)
     return 0, None
 
 
-def _other_row(left: Trace, right: Trace) -> tuple[int, _Finding | None]:
+def _other_row(left: Trace, right: Trace) -> tuple[int, Finding | None]:
     for one, other in itertools.zip_longest(left.rows, right.rows):
         if repr(one) != repr(other):
             at = min(row.iteration for row in (one, other) if row is not None)
             text = f"the log rows differ first in iteration {at}:\n  {one or 'no row'}\n  {other or 'no row'}"
             if one is None or other is None:
                 text = f"one log has {len(left.rows)} rows, the other {len(right.rows)}; " + text
-            return at, _Finding(text, _VALIDATE if _only_validation(left, right, one or other) else _STEP)
+            return at, Finding(text, _VALIDATE if _only_validation(left, right, one or other) else _STEP)
     return 0, None
 
 
@@ -117,20 +126,20 @@ def _only_validation(left: Trace, right: Trace, first: Row) -> bool:
     return all(one == other for one, other in zip(*trained, strict=False))
 
 
-def _in_end(left: Trace, right: Trace) -> _Finding | None:
+def _in_end(left: Trace, right: Trace) -> Finding | None:
     if left.reason is not right.reason:
-        return _Finding(f"they ended for different reasons: {left.reason} and {right.reason}", _END)
+        return Finding(f"they ended for different reasons: {left.reason} and {right.reason}", _END)
     if left.batches.keys() != right.batches.keys():
-        return _Finding(f"one run has {len(left.batches)} iterations, the other {len(right.batches)}", _END)
+        return Finding(f"one run has {len(left.batches)} iterations, the other {len(right.batches)}", _END)
     if left.state is not None and right.state is not None:
-        lines = [str(difference) for difference in tree.diff(left.state, right.state)]
+        lines = differences(left.state, right.state, most=_MOST)
     else:
         lines = differing(left.final, right.final)
     if not lines:
         return None
     validation = all(line.startswith("validation.") for line in lines)
     text = f"the final states differ in {len(lines)} leaves:\n{_listed(lines)}"
-    return _Finding(text, _VALIDATE if validation else _STEP)
+    return Finding(text, _VALIDATE if validation else _STEP)
 
 
 def _listed(lines: list[str]) -> str:

@@ -6,14 +6,15 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..types import Reason
 from .compare import assert_same_run
+from .folders import temporary_folder
 from .interrupt import Stop, Stops, schedules, usual_stops
-from .spec import split_spec
+from .look import closer_look
+from .spec import load_job, split_spec
 from .trace import Trace, logged_rows
 from .verdicts import JobFailed, LawBroken
 
@@ -45,13 +46,17 @@ def check_resume_processes(spec: str, *, stops: Stops | None = None) -> None:
     for schedule in schedules([usual] if usual else [], last) if stops is None else schedules(stops, last):
         points = ", ".join(map(str, schedule))
         what = f"a run resumed by fresh processes, with {points}, differs from one that never stopped"
-        assert_same_run(whole, _run(spec, schedule), what)
+        try:
+            assert_same_run(whole, _run(spec, schedule), what)
+        except LawBroken as error:
+            with closer_look(load_job(spec)):  # here, in this process
+                raise error from None
 
 
 def _run(spec: str, schedule: list[Stop]) -> Trace:
     """Run a job to its end, in a process of its own after each stop."""
     trace = Trace()
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         root = Path(folder, "root")
         for leg, stop in enumerate([*schedule, None]):
             place = Path(folder, f"leg-{leg}")
@@ -68,6 +73,8 @@ def _run(spec: str, schedule: list[Stop]) -> Trace:
 def _spawn(spec: str, root: Path, place: Path, ambient: int, stop: Stop | None) -> int:
     command = [sys.executable, "-m", "helios_fn.testing.leg", spec, str(root), str(place / "journal")]
     command += ["--ambient", str(ambient)]
+    # By default each process has another seed; so that a set's order that matters is found each time, not now and then.
+    hashing = {"PYTHONHASHSEED": str(ambient)}
     if stop is not None:
         command += ["--iteration", str(stop.iteration), "--kind", stop.kind]
     path = os.pathsep.join(os.path.abspath(each) for each in sys.path)
@@ -78,7 +85,7 @@ def _spawn(spec: str, root: Path, place: Path, ambient: int, stop: Stop | None) 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, **hashing},
             check=False,
         )
     return done.returncode

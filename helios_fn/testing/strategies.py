@@ -1,20 +1,27 @@
 """Hypothesis strategies for the laws; needs the extra ``helios-fn[testing]``.
 
-from hypothesis import given
-from helios_fn.testing import check_resume, strategies as hst
+For most purposes the keyword ``examples`` of a law is all that is needed. These are for laws of your own::
 
-@given(hst.interruptions(iterations=12))
-def test_resume(stops):
-    check_resume(step, state, loader, cfg, stops=[stops])
+    from hypothesis import given
+    from helios_fn.testing import check_step, strategies as hst
+
+    @given(hst.batches({"x": hst.Leaf(3), "y": hst.Leaf(dtype=torch.int64, below=2)}))
+    def test_my_step_is_pure_on_any_batch(batch):
+        check_step(step, state, batch)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import torch
 from hypothesis import strategies as st
 
+from .. import tree
 from ..config import Every, RunConfig
+from ..state import TrainState
 from ..types import UnitName
 from .interrupt import KINDS, Kind, Stop
 
@@ -47,3 +54,109 @@ def run_configs(
         log_every=draw(cadences(units=units)),
         progress=False,
     )
+
+
+class Leaf(NamedTuple):
+    """What a leaf of a batch holds.
+
+    Attributes:
+        size: the length of a sample's last dimension; ``None`` for samples that are numbers.
+        dtype: of the tensor.
+        below: integers are at least 0 and less than this, such as the number of classes.
+        within: floats are at most this far from 0; they are finite.
+    """
+
+    size: int | None = None
+    dtype: torch.dtype = torch.float32
+    below: int = 10
+    within: float = 10.0
+
+
+@st.composite
+def batches(draw: st.DrawFn, spec: Any, *, min_size: int = 1, max_size: int = 8) -> Any:
+    """Batches with the structure of ``spec``, a tree of `Leaf`; all leaves have one number of samples.
+
+    Shrinks towards one sample of zeros.
+    """
+    samples = draw(st.integers(min_size, max_size))
+    found, structure = tree.flatten(_boxed(spec))
+    return tree.unflatten(structure, [draw(_tensors(box.leaf, samples)) for box in found])
+
+
+class _Box:
+    """Hides a `Leaf`, which is a tuple, from the tree that holds it."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.leaf = leaf
+
+
+def _boxed(spec: Any) -> Any:
+    if isinstance(spec, Leaf):
+        return _Box(spec)
+    if isinstance(spec, dict):
+        return {name: _boxed(child) for name, child in spec.items()}
+    if isinstance(spec, list | tuple):
+        children = [_boxed(child) for child in spec]
+        return type(spec)(*children) if hasattr(spec, "_fields") else type(spec)(children)
+    raise TypeError(f"a spec holds Leaf in dicts, lists and tuples, got {tree.describe(spec)}")
+
+
+def _tensors(leaf: Leaf, samples: int) -> st.SearchStrategy[torch.Tensor]:
+    shape = (samples,) if leaf.size is None else (samples, leaf.size)
+    numbers: st.SearchStrategy[Any] = st.floats(-leaf.within, leaf.within, width=32)
+    if leaf.dtype is torch.bool:
+        numbers = st.booleans()
+    elif not leaf.dtype.is_floating_point:
+        numbers = st.integers(0, leaf.below - 1)
+    count = math.prod(shape)
+    return st.lists(numbers, min_size=count, max_size=count).map(
+        lambda values: torch.tensor(values, dtype=leaf.dtype).reshape(shape)
+    )
+
+
+@st.composite
+def states(draw: st.DrawFn, like: TrainState) -> TrainState:
+    """States with the structure, shapes and dtypes of ``like``, and other values: those that are easily lost.
+
+    NaN, infinities, zeros of both signs, denormals, integers beyond 2^53; leaves that are transposed, and leaves of
+    one shape and dtype that share their memory. Key, cursor and counters are those of ``like``. Such a state is not
+    meant to be trained. Shrinks towards ``like``.
+    """
+    parts = {name: getattr(like, name) for name in ("params", "buffers", "opt_state", "averages", "extra")}
+    found, structure = tree.flatten(parts)
+    leaves: list[Any] = []
+    for leaf in found:
+        shared = [other for other in leaves if _could_share(leaf, other)]
+        share = bool(shared) and draw(st.integers(0, 7)) == 7
+        leaves.append(draw(st.sampled_from(shared)) if share else draw(_others(leaf)))
+    return like.replace(**tree.unflatten(structure, leaves))
+
+
+_ODD_FLOATS = (0.0, -0.0, math.nan, math.inf, -math.inf, 1e-45, 5e-324, 1.1, 3.4e38)
+_ODD_INTEGERS = (0, 1, -1, 2**53 + 1, -(2**63), 2**63 - 1)
+
+
+def _could_share(leaf: Any, other: Any) -> bool:
+    both = isinstance(leaf, torch.Tensor) and isinstance(other, torch.Tensor)
+    return both and leaf.shape == other.shape and leaf.dtype == other.dtype
+
+
+@st.composite
+def _others(draw: st.DrawFn, leaf: Any) -> Any:
+    """Another value in place of a leaf: of a tensor one element, and perhaps its strides."""
+    if isinstance(leaf, bool) or not isinstance(leaf, torch.Tensor | int | float):
+        return leaf
+    if isinstance(leaf, int):
+        return draw(st.sampled_from((leaf, *_ODD_INTEGERS)))
+    if isinstance(leaf, float):
+        return draw(st.sampled_from((leaf, *_ODD_FLOATS)))
+    if leaf.layout is not torch.strided or leaf.is_complex() or leaf.dtype is torch.bool or not leaf.numel():
+        return leaf
+    new = leaf.clone()
+    if leaf.is_floating_point():
+        value: float = draw(st.sampled_from((0.5, *_ODD_FLOATS)))
+    else:
+        limits = torch.iinfo(leaf.dtype)
+        value = min(max(draw(st.sampled_from(_ODD_INTEGERS)), limits.min), limits.max)
+    new.view(-1)[draw(st.integers(0, leaf.numel() - 1))] = value
+    return new.t().contiguous().t() if leaf.dim() == 2 and draw(st.booleans()) else new

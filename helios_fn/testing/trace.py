@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-import tempfile
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from .. import driver, random
+from .. import driver, random, tree
 from ..config import Every, RunConfig
 from ..errors import RunFailed
 from ..sinks import JsonLines, read_rows
 from ..types import Reason, Result, Row
 from .digests import Digests, batch_digests, leaf_digests
+from .folders import temporary_folder
 from .interrupt import Crash, Interrupter, PlannedError, Stop, in_process_crash
 
 _LOG = "law-trace"  # a name that no sink of the user's has
@@ -155,8 +156,9 @@ def _result(states: Generator[Any, None, Result], stop: Stop | None) -> Result |
 
 def run_with(job: Job, stops: list[Stop], root: Path | None = None) -> Trace:
     """Run ``job`` to its end with an interruption at each of ``stops``, in a folder of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        placed = job.in_root(folder if root is None else root)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(temporary_folder(_state_bytes(job))) if root is None else root
+        placed = job.in_root(folder)
         trace = Trace()
         for leg, stop in enumerate([*stops, None]):
             result = run_leg(placed, stop, 1 + leg, trace)
@@ -164,6 +166,11 @@ def run_with(job: Job, stops: list[Stop], root: Path | None = None) -> Trace:
                 trace.state, trace.final, trace.reason = result.state, leaf_digests(result.state), result.reason
         trace.rows = logged_rows(Path(placed.cfg.root))  # type: ignore[arg-type]
         return trace
+
+
+def _state_bytes(job: Job) -> int:
+    """The size of a state that is there already; one that a function makes is not made for this."""
+    return 0 if callable(job.state) else sum(leaf.nbytes for leaf in tree.tensors(job.state))
 
 
 def logged_rows(root: Path) -> list[Row]:

@@ -20,9 +20,10 @@ NAMES = {
     "stack", "step_key", "summary", "swa", "test", "unfreeze", "unroll", "unstack", "value_and_grad",
 }  # fmt: skip
 TESTING = {
-    "Crash", "Job", "JobFailed", "LawBroken", "MemoryBill", "Pinned", "Stop", "Trace", "assert_same_run",
-    "check_resume", "check_resume_processes", "check_step", "check_workers", "check_world", "deterministic",
-    "dry_run", "run_with",
+    "Crash", "Job", "JobFailed", "LawBroken", "LawDoesNotApply", "MemoryBill", "Pinned", "Stop", "Trace",
+    "assert_same_run", "check_accumulation", "check_counting", "check_observation", "check_order", "check_resume",
+    "check_resume_processes", "check_round_trip", "check_step", "check_validation", "check_workers", "check_world",
+    "deterministic", "dry_run", "run_with",
 }  # fmt: skip
 
 

@@ -1,0 +1,243 @@
+"""Any order of events: a Hypothesis state machine that trains, saves, crashes and restores, against a plain model.
+
+In a test file, where ``job`` is a `helios_fn.testing.Job`::
+
+    from helios_fn.testing.machine import training_machine
+
+    TestMyTraining = training_machine(job).TestCase
+
+Hypothesis draws the order of the events, and shows the shortest order that goes wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from .. import driver, random
+from ..config import Every
+from ..types import Observer, Result
+from .digests import differing
+from .folders import temporary_folder
+from .interrupt import Crash
+from .look import closer_look
+from .model import Model, digests_of, model_of
+from .strategies import cadences
+from .trace import Job
+from .verdicts import LawBroken
+
+_LONGEST = 4
+_AMBIENT = 1000
+
+
+def training_machine(
+    job: Job, *, make_loader: Callable[[int], Any] | None = None, workers: Sequence[int] = (0, 1, 2)
+) -> type[RuleBasedStateMachine]:
+    """A state machine class for ``job``; its ``TestCase`` is what pytest and unittest collect.
+
+    Rules: start or restart (with other cadences of logs and checkpoints, and another number of workers), train some
+    iterations, crash, leave, be told to stop by a signal, run to the end. After each of them cursor, counters and bits
+    must be those of the model: one run that nothing interrupted. A restart must come back to the last checkpoint,
+    and a finished run must train nothing more.
+
+    For a small perceptron about three examples of up to twelve events run in a second: choose their number by
+    ``training_machine(job).TestCase.settings = hypothesis.settings(max_examples=..., stateful_step_count=...)``.
+
+    Args:
+        job: what `helios_fn.run` takes; ``loader`` and ``state`` may be functions. It runs once when the first
+            example starts, to make the model.
+        make_loader: ``make_loader(workers)``; without it the number of workers stays what it is.
+        workers: the numbers to draw from.
+
+    Raises:
+        LawBroken: (when it runs) says after which events the state is another one, and in which leaves.
+    """
+    numbers = list(workers) if make_loader is not None else [0]
+
+    class TrainingMachine(_Machine):
+        _job = job
+        _make_loader = staticmethod(make_loader) if make_loader is not None else None
+        _models: list[Model] = []  # noqa: RUF012 - made once for all examples
+
+        @precondition(lambda self: self.states is None)
+        @rule(log=cadences(), checkpoint=cadences(units=("iteration",)), workers=st.sampled_from(numbers))
+        def start(self, log: Every, checkpoint: Every, workers: int) -> None:
+            """Start, or go on from the newest checkpoint."""
+            self.begin(log, checkpoint, workers)
+
+    TrainingMachine.__name__ = TrainingMachine.__qualname__ = "TrainingMachine"
+    return TrainingMachine
+
+
+class _Machine(RuleBasedStateMachine):
+    """The events, whatever the job; the class made for a job adds what depends on it."""
+
+    _job: Job
+    _make_loader: Callable[[int], Any] | None
+    _models: list[Model]
+
+    def __init__(self) -> None:
+        super().__init__()
+        if not self._models:
+            self._models.append(model_of(self._job))
+        self.model = self._models[0]
+        self._folder = temporary_folder()
+        self._globals = random.preserved_globals()
+        self._globals.__enter__()
+        self.states: Generator[Any, None, Result] | None = None
+        self.at: Any = None
+        self.saved = -1
+        self.legs = 0
+        self.finished = False
+
+    def begin(self, log: Every, checkpoint: Every, workers: int) -> None:
+        """Start the run, or resume it."""
+        placed = self._job.in_root(Path(self._folder.name, "root"))
+        cfg = dataclasses.replace(placed.cfg, log_every=log, checkpoint_every=checkpoint)
+        self.legs += 1
+        torch.manual_seed(_AMBIENT + self.legs)  # a step that secretly draws from it differs in each leg
+        loader = placed.new_loader() if self._make_loader is None else self._make_loader(workers)
+        keywords = {**placed.keywords, "observers": [*placed.keywords.get("observers", ()), _Watching(self)]}
+        self.states = driver.iterate(placed.step, placed.initial_state(), loader, cfg, **keywords)
+        self.step_on(0 if self.finished else 1)
+
+    def check_restart(self, state: Any) -> None:
+        """A run goes on from its last checkpoint that is complete, or from a later one that was on its way."""
+        iteration = state.counters.iteration
+        if iteration < max(self.saved, 0) or iteration > self.model.last:
+            raise LawBroken(
+                f"the run was restarted in iteration {iteration}; a checkpoint of iteration {self.saved} was complete"
+            )
+
+    def step_on(self, iterations: int) -> None:
+        """Train, and notice the end."""
+        assert self.states is not None
+        try:
+            for _ in range(max(iterations, 1)):
+                self.at = next(self.states)
+        except StopIteration as end:
+            self.states = None
+            self.at = end.value.state
+            if end.value.reason.finished:
+                self.check_end(end.value)
+
+    def check_end(self, result: Result) -> None:
+        """The end is that of the model, and an end."""
+        self.finished = True
+        if result.reason is not self.model.reason or result.state.counters.iteration != self.model.last:
+            raise LawBroken(
+                f"the run ended after iteration {result.state.counters.iteration} ({result.reason.value}); without "
+                f"interruptions after iteration {self.model.last} ({self.model.reason.value})"
+            )
+
+    @precondition(lambda self: self.states is not None)
+    @rule(iterations=st.integers(1, _LONGEST))
+    def train(self, iterations: int) -> None:
+        """Some iterations."""
+        self.step_on(iterations)
+
+    @precondition(lambda self: self.states is not None)
+    @rule()
+    def crash(self) -> None:
+        """End at once; what is not on the disk is lost."""
+        assert self.states is not None
+        states, self.states = self.states, None
+        try:
+            states.throw(Crash())
+        except Crash:
+            return
+
+    @precondition(lambda self: self.states is not None)
+    @rule()
+    def leave(self) -> None:
+        """Break out of the loop; the last state is saved."""
+        assert self.states is not None
+        states, self.states = self.states, None
+        states.close()
+        self.saved = self.at.counters.iteration
+
+    @precondition(lambda self: self.states is not None)
+    @rule()
+    def be_told_to_stop(self) -> None:
+        """A signal: one more iteration, a save, and the end of this leg."""
+        signal.raise_signal(signal.SIGTERM)
+        self.step_on(self.model.last)
+
+    @precondition(lambda self: self.states is not None)
+    @rule()
+    def run_to_the_end(self) -> None:
+        """All iterations that are left."""
+        self.step_on(self.model.last + 1)
+
+    @invariant()
+    def agrees_with_the_model(self) -> None:
+        """Place and bits are those of the run that nothing interrupted."""
+        if self.at is None:
+            return
+        iteration = self.at.counters.iteration
+        if (self.at.cursor, self.at.counters) != self.model.places[iteration]:
+            raise LawBroken(
+                f"after iteration {iteration} the run is at {self.at.cursor}, {self.at.counters}; without "
+                f"interruptions at {self.model.places[iteration]}"
+            )
+        lines = differing(self.model.digests[iteration], digests_of(self.at))
+        if lines:
+            listed = "".join(f"\n  {line}" for line in lines[:8])
+            raise LawBroken(
+                f"after iteration {iteration} the state is not that of the run without interruptions:{listed}"
+            )
+
+    def teardown(self) -> None:
+        """End what still runs, and leave nothing behind."""
+        try:
+            if self.states is not None:
+                self.crash()
+        finally:
+            self._folder.cleanup()
+            self._globals.__exit__(None, None, None)
+
+
+class _Watching(Observer):
+    """Tells a machine where its run starts and what is on the disk."""
+
+    def __init__(self, machine: _Machine) -> None:
+        self._machine = machine
+
+    def on_start(self, info: Any, state: Any) -> None:
+        self._machine.at = state
+        self._machine.check_restart(state)
+
+    def on_checkpoint(self, path: Path, state: Any) -> None:
+        self._machine.saved = state.counters.iteration
+
+
+def check_machine(
+    job: Job,
+    *,
+    make_loader: Callable[[int], Any] | None = None,
+    workers: Sequence[int] = (0, 1, 2),
+    examples: int = 20,
+    events: int = 12,
+) -> None:
+    """Run `training_machine` at once, as one more law, with ``examples`` orders of up to ``events`` events each.
+
+    Raises:
+        LawBroken: with what a closer look at the job shows, and the shortest order of events as a note.
+        JobFailed: the job fails without any interruption.
+    """
+    from hypothesis import HealthCheck, settings
+    from hypothesis.stateful import run_state_machine_as_test
+
+    chosen = settings(
+        max_examples=examples, stateful_step_count=events, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    with closer_look(job):
+        machine = training_machine(job, make_loader=make_loader, workers=workers)
+        run_state_machine_as_test(machine, settings=chosen)
