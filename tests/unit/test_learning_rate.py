@@ -73,7 +73,7 @@ def test_it_prints_as_a_curve_and_a_table():
     assert str(flat).splitlines()[-1].startswith("no rate lowers the loss (100 iterations, up to 10)")
 
 
-@settings(deadline=None, max_examples=examples(6))
+@settings(deadline=None, max_examples=examples(4))
 @given(cases(max_iterations=4, sources=("loader", "dataloader", "stream")), st.integers(3, 6))
 def test_state_loader_and_later_runs_have_the_same_bits(case, iterations):
     """With and without a test before, on any job; and the global generators are as they were."""
