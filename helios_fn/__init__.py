@@ -93,6 +93,7 @@ from .step import make_step as make_step
 from .types import Aux as Aux
 from .types import Counters as Counters
 from .types import Cursor as Cursor
+from .types import Fingerprint as Fingerprint
 from .types import MicroBatches as MicroBatches
 from .types import Observer as Observer
 from .types import Reason as Reason

@@ -133,6 +133,8 @@ class RunConfig:
         reduction: the order in which an iteration's gradients are summed: ``"tree"`` (one fixed binary
             tree, the same bits for any number of processes) or ``"fold"`` (one after another).
         log_every: when a row of metrics is logged; default every 10 iterations.
+        fingerprint_every: when a `Fingerprint` is logged: digests of all leaves of the state and of the batch, by which
+            ``python -m helios_fn compare`` finds where two runs part. Taken where a sink keeps them (`JsonLines`).
         validate_every: when ``validate`` is called.
         checkpoint_every: when the state is saved; needs ``root``. A run with a root also saves its
             first and its last state.
@@ -178,6 +180,7 @@ class RunConfig:
     micro_batches: int | None = None
     reduction: ReductionName = "tree"
     log_every: Cadence = dataclasses.field(default_factory=lambda: Every(10, "iteration"))
+    fingerprint_every: Cadence = None
     validate_every: Cadence = None
     checkpoint_every: Cadence = None
     retention: Retention | None = None
@@ -210,7 +213,7 @@ class RunConfig:
             _check_count(field, getattr(self, field))
         if self.micro_batches is not None:
             _check_count("micro_batches", self.micro_batches)
-        for field in ("log_every", "validate_every", "checkpoint_every"):
+        for field in ("log_every", "fingerprint_every", "validate_every", "checkpoint_every"):
             _check_cadence(field, getattr(self, field))
         for field in ("max_time", "checkpoint_every_seconds", "collective_timeout"):
             _seconds(field, getattr(self, field))
@@ -276,7 +279,9 @@ class RunConfig:
         parts = (self.retention, self.early_stop)
         return next((part for part in parts if part is not None and part.monitor is not None), None)
 
-    def cadence(self, field: Literal["log_every", "validate_every", "checkpoint_every"]) -> Every | None:
+    def cadence(
+        self, field: Literal["log_every", "fingerprint_every", "validate_every", "checkpoint_every"]
+    ) -> Every | None:
         """A cadence with its unit spelled out."""
         value: Cadence = getattr(self, field)
         return Every(value, self.unit) if isinstance(value, int) else value

@@ -54,6 +54,7 @@ class Due(NamedTuple):
     log: bool
     validate: bool
     checkpoint: bool
+    fingerprint: bool = False
 
 
 class Horizon(NamedTuple):
@@ -134,6 +135,7 @@ def due(before: Located, after: Located, cfg: RunConfig) -> Due:
         _crossed(before, after, cfg.cadence("log_every")),
         _crossed(before, after, cfg.cadence("validate_every")),
         _crossed(before, after, cfg.cadence("checkpoint_every")),
+        _crossed(before, after, cfg.cadence("fingerprint_every")),
     )
 
 
@@ -143,6 +145,7 @@ def horizon(at: Located, cfg: RunConfig) -> Horizon:
     The driver compares two integers with it instead of asking after every iteration.
     """
     cadences = [cfg.cadence("log_every"), cfg.cadence("validate_every"), cfg.cadence("checkpoint_every")]
+    cadences.append(cfg.cadence("fingerprint_every"))
     ends = {"iteration": math.inf, "epoch": math.inf, cfg.unit: cfg.total}
     for cadence in cadences:
         if cadence is not None:

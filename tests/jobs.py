@@ -53,6 +53,7 @@ class Case:
     precision: Literal["bf16", "fp16"] | None = None
     freeze: bool = False
     log_every: int = 1
+    fingerprint_every: int | None = None
     validate_every: hf.Every | None = None
     own_validation: bool = False
     early_stop: int | None = None
@@ -260,6 +261,7 @@ def make_config(case: Case) -> hf.RunConfig:
         micro_batches=case.micro_batches,
         reduction=case.reduction,
         log_every=hf.Every(case.log_every, "iteration"),
+        fingerprint_every=None if case.fingerprint_every is None else hf.Every(case.fingerprint_every, "iteration"),
         validate_every=case.validate_every,
         checkpoint_every=case.checkpoint_every,
         retention=None if case.checkpoint_every is None else case.retention,

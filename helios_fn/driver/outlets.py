@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..sinks import Progress, check_sinks
-from ..types import Json, Observer, Row, RunInfo, Sink
+from ..types import Fingerprint, Json, Observer, Row, RunInfo, Sink
 
 _LOGGER = logging.getLogger("helios_fn")
 _EVENTS = (
@@ -19,6 +19,7 @@ _EVENTS = (
     "on_checkpoint",
     "on_end",
 )
+_FINGERPRINT = "write_fingerprint"
 
 
 class Outlets:
@@ -38,6 +39,8 @@ class Outlets:
             raise TypeError("sinks and observers are lists: write sinks=[hf.sinks.JsonLines()]")
         self._sinks = list(sinks)
         check_sinks(self._sinks)
+        # Those of all processes, whether they write or not: taking a fingerprint is done together.
+        self.keeps_fingerprints = any(callable(getattr(sink, _FINGERPRINT, None)) for sink in self._sinks)
         if not writes:
             self._sinks.clear()
         self._handlers: dict[str, list[Callable[..., None]]] = {event: [] for event in _EVENTS}
@@ -46,7 +49,7 @@ class Outlets:
         self.on_iteration = self._handlers["on_iteration"]
         self._info: RunInfo | None = None
         self._open: list[Sink] = []
-        self._pending: list[Row] = []
+        self._pending: list[Row | Fingerprint] = []
         self._marks: dict[str, Json] = {}
         self.broken = False
 
@@ -100,13 +103,20 @@ class Outlets:
         self._pending.append(row)
         self.emit("on_row", row)
 
+    def write_fingerprint(self, found: Fingerprint) -> None:
+        """Keep a fingerprint, among the rows, for those sinks that take it."""
+        self._pending.append(found)
+
     def commit(self) -> None:
         """Hand the rows of a complete iteration to the sinks."""
         if self._pending:
             self.broken = True  # some sinks may have the rows and others not, until all have
             for row in self._pending:
                 for sink in self._sinks:
-                    sink.write(row)
+                    if isinstance(row, Row):
+                        sink.write(row)
+                    elif keep := getattr(sink, _FINGERPRINT, None):
+                        keep(row)
             self._pending.clear()
             self.broken = False
 

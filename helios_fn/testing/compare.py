@@ -6,7 +6,7 @@ import itertools
 from typing import NamedTuple
 
 from .. import tree
-from ..types import Row
+from ..types import Fingerprint, Row
 from .digests import differing
 from .trace import Trace
 from .verdicts import LawBroken
@@ -107,7 +107,7 @@ def _other_row(left: Trace, right: Trace) -> tuple[int, _Finding | None]:
     return 0, None
 
 
-def _only_validation(left: Trace, right: Trace, first: Row) -> bool:
+def _only_validation(left: Trace, right: Trace, first: Row | Fingerprint) -> bool:
     if first.kind != "validation":
         return False
     if left.batches.keys() == right.batches.keys():

@@ -14,8 +14,8 @@ import torch
 from .. import driver, random
 from ..config import Every, RunConfig
 from ..errors import RunFailed
-from ..sinks import JsonLines, read_rows
-from ..types import Reason, Result, Row
+from ..sinks import JsonLines, read_log
+from ..types import Fingerprint, Reason, Result, Row
 from .digests import Digests, batch_digests, leaf_digests
 from .interrupt import Crash, Interrupter, PlannedError, Stop, in_process_crash
 
@@ -54,7 +54,7 @@ class Trace:
     conflicts: dict[int, Digests] = dataclasses.field(default_factory=dict)
     metrics: dict[int, Digests] = dataclasses.field(default_factory=dict)
     starts: list[Digests] = dataclasses.field(default_factory=list)
-    rows: list[Row] = dataclasses.field(default_factory=list)
+    rows: list[Row | Fingerprint] = dataclasses.field(default_factory=list)
     state: Any = None
     final: Digests = dataclasses.field(default_factory=dict)
     reason: Reason | None = None
@@ -166,9 +166,9 @@ def run_with(job: Job, stops: list[Stop], root: Path | None = None) -> Trace:
         return trace
 
 
-def logged_rows(root: Path) -> list[Row]:
-    """All rows under a root, without their wall-clock times."""
-    return [row._replace(time=0.0) for path in sorted(root.glob(f"logs/*/{_LOG}.jsonl")) for row in read_rows(path)]
+def logged_rows(root: Path) -> list[Row | Fingerprint]:
+    """All rows and fingerprints under a root, without their wall-clock times."""
+    return [row._replace(time=0.0) for path in sorted(root.glob(f"logs/*/{_LOG}.jsonl")) for row in read_log(path)]
 
 
 def _noting(step: Callable[[Any, Any], Any], notes: Notes) -> Callable[[Any, Any], Any]:

@@ -14,13 +14,15 @@ PACKAGE = Path(__file__).parents[2] / "helios_fn"
 LAYERS = [
     {"types", "errors", "tracing", "signature", "dtensors"},
     {"tree", "random", "config", "accumulate", "finiteness", "graph", "patterns"},
-    {"state", "schedule"},
+    {"state", "schedule", "fingerprint"},
     {"distributed"},
     {"nn", "optim", "data", "checkpoint", "sinks", "finite", "registry"},
     {"step", "compiled", "ensemble", "unroll"},
     {"driver"},
     {"experiment"},
-    {"testing", "cli"},
+    {"testing"},
+    {"forensics"},
+    {"cli"},
     {"__main__"},
 ]
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}

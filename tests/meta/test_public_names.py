@@ -7,7 +7,7 @@ from helios_fn import testing
 
 MODULES = {"data", "distributed", "optim", "random", "registry", "schedules", "sinks", "tree"}
 NAMES = {
-    "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Experiment", "LaunchFailed", "Loader",
+    "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Experiment", "Fingerprint", "LaunchFailed", "Loader",
     "MicroBatches", "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason",
     "Result", "ResumeRefused", "Retention", "RootLocked", "Row", "RunConfig", "RunFailed", "RunInfo", "Sink",
     "StateDonated", "Stream", "TrainState", "Validation", "Validator", "all_stopped", "autocast", "compile", "ema",
