@@ -14,7 +14,9 @@ from . import registry as registry
 from . import sinks as sinks
 from . import tree as tree
 
-# Parts of a checkpoint in another state.
+# A checkpoint with changes, and parts of one in another state.
+from .branching import Branch as Branch
+from .branching import branch as branch
 from .checkpoint import restore as restore
 
 # Compilation.
@@ -81,6 +83,8 @@ from .nn import value_and_grad as value_and_grad
 
 # Learning rates as functions of the update count.
 from .optim import schedules as schedules
+
+from .overriding import override as override
 
 # The state.
 from .state import TrainState as TrainState

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from .branching import Branch
 from .types import Json, ReductionName, UnitName
 
 NonFinite: TypeAlias = Literal["raise", "skip", "stop", "rollback"]
@@ -153,7 +154,7 @@ class RunConfig:
         name: names the checkpoints and logs: letters, digits, ``_``, ``.`` and ``-``.
         resume: ``"auto"`` continues from the newest valid checkpoint or starts fresh; ``"last"`` and
             ``"best"`` (by the monitor of ``retention`` or ``early_stop``) insist that there is one; a path
-            names one; ``None`` insists on a fresh start.
+            names one; ``None`` insists on a fresh start; an `helios_fn.branch` starts from another run's, with changes.
         non_finite: what to do when the loss or a gradient is NaN or infinite: ``"raise"``, ``"skip"``
             the update, ``"stop"``, or ``"rollback"`` to the last checkpoint and pass over the iteration.
         check_finite_every: how often (in iterations) non-finite values are looked for when nothing
@@ -190,7 +191,7 @@ class RunConfig:
     max_time: float | datetime.timedelta | None = None
     root: str | Path | None = None
     name: str = "run"
-    resume: str | Path | None = "auto"
+    resume: str | Path | Branch | None = "auto"
     non_finite: NonFinite = "raise"
     check_finite_every: int = 50
     collective_timeout: float | datetime.timedelta = 600.0
@@ -243,7 +244,8 @@ class RunConfig:
             )
         if self.root is not None and not (isinstance(self.root, str | os.PathLike) and str(self.root)):
             raise ValueError(f"root={self.root!r} names no folder: use a path, '.' for this folder, or None")
-        if not (self.resume is None or (isinstance(self.resume, str | os.PathLike) and str(self.resume))):
+        named = isinstance(self.resume, str | os.PathLike) and str(self.resume)
+        if not (named or isinstance(self.resume, Branch | None)):
             raise ValueError(f"resume={self.resume!r} must be 'auto', 'last', 'best', None or the path of a checkpoint")
         if self.early_stop is not None and not isinstance(self.early_stop, EarlyStop):
             raise TypeError(f"early_stop must be an hf.EarlyStop, got {type(self.early_stop).__name__}")

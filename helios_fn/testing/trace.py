@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from .. import driver, random
+from ..branching import Branch
 from ..config import Every, RunConfig
 from ..errors import RunFailed
 from ..sinks import JsonLines, read_log
@@ -95,8 +96,9 @@ class Job:
     def in_root(self, root: str | Path) -> Job:
         """The same job, quiet, with checkpoints in ``root`` (every second iteration if it had none), no time limit."""
         every = self.cfg.checkpoint_every or Every(2, "iteration")
+        resume = self.cfg.resume if isinstance(self.cfg.resume, Branch) else "auto"
         cfg = dataclasses.replace(
-            self.cfg, root=root, progress=False, resume="auto", checkpoint_every=every, max_time=None
+            self.cfg, root=root, progress=False, resume=resume, checkpoint_every=every, max_time=None
         )
         return dataclasses.replace(self, cfg=cfg)
 

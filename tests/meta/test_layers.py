@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parents[2] / "helios_fn"
 
 # Each name is a module or a folder of the package; a folder's members may import each other.
 LAYERS = [
-    {"types", "errors", "tracing", "signature", "dtensors"},
+    {"types", "errors", "tracing", "signature", "dtensors", "branching"},
     {"tree", "random", "config", "accumulate", "finiteness", "graph", "patterns"},
-    {"state", "schedule", "fingerprint"},
+    {"state", "schedule", "fingerprint", "overriding"},
     {"distributed"},
     {"nn", "optim", "data", "checkpoint", "sinks", "finite", "registry"},
     {"step", "compiled", "ensemble", "unroll"},
