@@ -90,7 +90,9 @@ def _like(name: str, old: torch.Tensor, value: Any) -> torch.Tensor:
     if old.is_floating_point() or old.is_complex():
         kinds = (int, float, complex) if old.is_complex() else (int, float)
     if type(value) not in kinds:
-        raise TypeError(f"{name} is {tree.describe(old)}: its new value must be a number of its kind, got {_got(value)}")
+        raise TypeError(
+            f"{name} is {tree.describe(old)}: its new value must be a number of its kind, got {_got(value)}"
+        )
     try:
         return torch.tensor(value, dtype=old.dtype, device=old.device)
     except (RuntimeError, OverflowError, ValueError) as error:

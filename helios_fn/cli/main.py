@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import CheckpointError
-from . import diff, digest, export, inspect, migrate, prune, test, train, verify
+from . import bisect, compare, diff, digest, export, inspect, migrate, prune, replay, test, train, verify
 from .text import one_line, shown
 
-_COMMANDS = (train, test, inspect, verify, diff, digest, export, prune, migrate)
+_COMMANDS = (train, test, inspect, verify, diff, digest, compare, bisect, replay, export, prune, migrate)
 _BROKEN_PIPE = 128 + 13  # what a shell reports of a program that SIGPIPE has ended
 
 
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of ``python -m helios_fn``."""
     found = Parser(
         prog="python -m helios_fn",
-        description="Run experiments, and look after checkpoints. No command changes a checkpoint in place or runs "
+        description="Run experiments, look after checkpoints, and find out where runs differ. No command changes a checkpoint in place or runs "
         "anything that is in one.",
         epilog="Status 0: done, and nothing wrong was found. 1: a negative finding (damaged, different, refused). "
         "2: the arguments are wrong.",

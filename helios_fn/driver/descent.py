@@ -79,8 +79,8 @@ def check_same(newest: Checkpoint, branch: Branch) -> None:
     history = history_of(newest)
     last = history[-1] if history else None
     wanted = _request(branch)
-    if not isinstance(last, Mapping) or {name: last.get(name) for name in wanted} != wanted:
-        came = "did not branch off another run" if last is None else f"was begun as {_shown(last)}"
+    if not isinstance(last, dict) or {name: last.get(name) for name in wanted} != wanted:
+        came = f"was begun as {_shown(last)}" if isinstance(last, dict) else "did not branch off another run"
         raise CheckpointError(
             f"{newest.path} {came}, and resume asks for {_shown(wanted)}: choose another root for another branch, or "
             "resume='auto' to go on with the one that is there"

@@ -76,7 +76,7 @@ def check_resumable(saved: Facts, current: Facts, where: str, lift: Sequence[str
     may_differ = {name for name, _, _ in lifted(saved, current, lift)}
     refusals = [
         f"  {name}: saved {old!r}, now {new!r}" + _remedy(name, old)
-        for name, old, new in _differences(saved.get("geometry", {}), current["geometry"])
+        for name, old, new in differences(saved.get("geometry", {}), current["geometry"])
         if name not in may_differ
     ]
     if refusals:
@@ -88,7 +88,7 @@ def check_resumable(saved: Facts, current: Facts, where: str, lift: Sequence[str
         )
     return [
         f"{name} was {old!r} when the checkpoint was written and is {new!r} now: bits may differ from here on"
-        for name, old, new in _differences(saved.get("environment", {}), current["environment"])
+        for name, old, new in differences(saved.get("environment", {}), current["environment"])
     ]
 
 
@@ -101,7 +101,7 @@ def lifted(saved: Facts, current: Facts, lift: Sequence[str]) -> list[tuple[str,
     names = [*_names(before), *_names(now)]
     for pattern in chooser.idle(names):
         raise ValueError(f"lift: no fact of a run is called {pattern!r}; did you mean {closest(pattern, names)}?")
-    return [found for found in _differences(before, now) if chooser(found[0])]
+    return [found for found in differences(before, now) if chooser(found[0])]
 
 
 def _names(facts: Any, prefix: str = "") -> list[str]:
@@ -114,11 +114,11 @@ def _remedy(name: str, old: Any) -> str:
     return f" ({_REMEDIES[name].format(saved=old)})" if name in _REMEDIES else ""
 
 
-def _differences(saved: Any, current: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+def differences(saved: Any, current: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Names of facts with both values, where they differ; nested facts are named with dots."""
     if isinstance(saved, dict) and isinstance(current, dict):
         found = []
         for name in sorted(saved.keys() | current.keys()):
-            found += _differences(saved.get(name), current.get(name), f"{prefix}.{name}" if prefix else name)
+            found += differences(saved.get(name), current.get(name), f"{prefix}.{name}" if prefix else name)
         return found
     return [] if saved == current else [(prefix, saved, current)]

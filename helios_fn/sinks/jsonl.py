@@ -41,7 +41,6 @@ class JsonLines(LineLog):
             f'"metrics":{{{metrics}}},"time":{_number(row.time)}}}'
         )
 
-
     def write_fingerprint(self, found: Fingerprint) -> None:
         """Append the line of a fingerprint, which has ``state`` and ``batch`` where a row has ``metrics``."""
         fields = {"kind": found.kind, **found._asdict()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ class TestBranch:
     def test_a_root_goes_on_with_its_own_branch_only(self, origin, tmp_path):
         """Another override in the same root is another branch, and the origin's root is none."""
         run(job(tmp_path), resume=hf.branch(origin, override={LR: 0.01}))
-        with pytest.raises(hf.CheckpointError, match="was begun as a branch of .*0.01.*choose another root"):
+        with pytest.raises(hf.CheckpointError, match=r"was begun as a branch of .*0\.01.*choose another root"):
             run(job(tmp_path), resume=hf.branch(origin, override={LR: 0.02}))
         with pytest.raises(hf.CheckpointError, match="did not branch off"):
             run(job(origin.parent.parent), resume=hf.branch(origin))
@@ -129,7 +130,13 @@ class TestBranch:
 
 
 class TestOverride:
-    TREE = {"w": torch.ones(2, 3), "lr": torch.tensor(0.1, dtype=torch.float64), "n": torch.tensor(3), "f": 1.5, "b": True}
+    TREE: ClassVar = {
+        "w": torch.ones(2, 3),
+        "lr": torch.tensor(0.1, dtype=torch.float64),
+        "n": torch.tensor(3),
+        "f": 1.5,
+        "b": True,
+    }
 
     def test_leaves_are_replaced_by_name(self):
         """Numbers for leaves without dimensions, tensors for others; the old tree keeps its values."""
