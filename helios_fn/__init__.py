@@ -83,7 +83,6 @@ from .nn import value_and_grad as value_and_grad
 
 # Learning rates as functions of the update count.
 from .optim import schedules as schedules
-
 from .overriding import override as override
 
 # The state.

@@ -29,8 +29,8 @@ def parser() -> argparse.ArgumentParser:
     """The parser of ``python -m helios_fn``."""
     found = Parser(
         prog="python -m helios_fn",
-        description="Run experiments, look after checkpoints, and find out where runs differ. No command changes a checkpoint in place or runs "
-        "anything that is in one.",
+        description="Run experiments, look after checkpoints, and find out where runs differ. No command changes a "
+        "checkpoint in place or runs anything that is in one.",
         epilog="Status 0: done, and nothing wrong was found. 1: a negative finding (damaged, different, refused). "
         "2: the arguments are wrong.",
     )

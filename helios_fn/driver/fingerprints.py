@@ -15,8 +15,8 @@ class Fingerprints:
     """Digests the batch before a step and the state after it.
 
     Every process of a run calls both methods, at the same iterations: the digests of all micro-batches come together,
-    so that the result does not depend on the number of processes. The state is the same on all of them, and rank 0, which
-    logs, digests it.
+    so that the result does not depend on the number of processes. The state is the same on all of them, and digested
+    by rank 0, which logs.
     """
 
     def __init__(self, world: World) -> None:

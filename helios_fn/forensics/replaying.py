@@ -91,7 +91,7 @@ def replay(
         job: what the run is made of: a `helios_fn.testing.Job`, its name, or ``None`` for the experiment that its
             checkpoints record.
         device: where to compute instead, such as ``"cpu"``; bits may then differ.
-        debug: stop in pdb at the first line of the user's own code in the step of this iteration.
+        debug: stop in pdb at the first line of the user's own code in the step of this iteration; or a debugger.
         discover: for experiments, as for `helios_fn.load_run`.
 
     Raises:
@@ -114,7 +114,9 @@ def replay(
             if state.counters.iteration != iteration - 1:
                 return step(state, batch)
             held[:] = [batch]
-            return (under_pdb(step, debugger=None if debug is True else debug) if debug else step)(state, batch)
+            if isinstance(debug, pdb.Pdb):
+                return under_pdb(step, debug)(state, batch)
+            return (under_pdb(step) if debug else step)(state, batch)
 
         return called
 

@@ -15,6 +15,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint import format as checkpoints
 from ..config import Every, RunConfig
 from ..data import as_source
+from ..driver.batches import to_device
 from ..driver.record import check_resumable, environment, geometry
 from ..experiment import Experiment, load_run
 from ..state import OUTPUT_ONLY, TrainState
@@ -30,7 +31,7 @@ JobLike: TypeAlias = Job | str | None
 class Moment(NamedTuple):
     """An iteration that was executed again: the state after it, its rows by kind, and its fingerprint.
 
-    Where several processes take part, the last two are known to rank 0 alone, and ``fingerprint`` is ``None`` elsewhere.
+    Of several processes rank 0 alone knows the last two; ``fingerprint`` is ``None`` elsewhere.
     """
 
     state: TrainState
@@ -166,16 +167,13 @@ class _Catcher:
 def _moved(state: TrainState, device: torch.device) -> TrainState:
     """A state to train on another device.
 
-    What makes numbers for many elements moves; counts, keys and hyperparameters (of at most one dimension of two)
-    stay on the host, where helios_fn keeps them.
+    Parameters, buffers and all other tensors with dimensions move. Counts and hyperparameters, which have none, and
+    the key stay on the host, where helios_fn and torch's optimisers keep them.
     """
 
     def move(leaf: Any) -> Any:
         return leaf.to(device) if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 else leaf
 
-    parts = ("params", "buffers", "opt_state", "averages", "extra")
-    moved = {name: tree.map(move, getattr(state, name)) for name in parts}
-    # BatchNorm counts its batches in a 0-d buffer, which the module wants beside the others.
-    moved["buffers"] = tree.map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, state.buffers)
-    moved["params"] = tree.map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, state.params)
-    return state.replace(**moved)
+    moved = {name: tree.map(move, getattr(state, name)) for name in ("opt_state", "averages", "extra")}
+    modules = {name: to_device(getattr(state, name), device) for name in ("params", "buffers")}
+    return state.replace(**moved, **modules)

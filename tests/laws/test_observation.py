@@ -18,7 +18,7 @@ from ..strategies import cases, examples, retentions
 @settings(max_examples=examples(25))
 @given(cases(), st.data())
 def test_logging_and_saving_more_often_changes_no_bit(case: Case, data):
-    """Another log, fingerprint or checkpoint cadence, or keeping others, gives the same batches and the same final state."""
+    """Another log, fingerprint or checkpoint cadence, or keeping others: the same batches and the same final state."""
     units = ("iteration",) if case.source == "stream" else ("iteration", "epoch")
     changed = dataclasses.replace(
         case,

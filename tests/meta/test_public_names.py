@@ -7,13 +7,14 @@ from helios_fn import testing
 
 MODULES = {"data", "distributed", "optim", "random", "registry", "schedules", "sinks", "tree"}
 NAMES = {
-    "Aux", "Branch", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Experiment", "Fingerprint", "LaunchFailed", "Loader",
-    "MicroBatches", "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason",
-    "Result", "ResumeRefused", "Retention", "RootLocked", "Row", "RunConfig", "RunFailed", "RunInfo", "Sink",
-    "StateDonated", "Stream", "TrainState", "Validation", "Validator", "all_stopped", "autocast", "branch", "compile", "ema",
-    "ensemble", "evaluate_members", "freeze", "functional", "grad", "guard_finite", "init_state", "iterate", "launch",
-    "load_run", "make_step", "member", "micro_keys", "microsteps", "override", "refresh_batch_norm", "restore", "run", "sam",
-    "scaled_grad", "stack", "step_key", "swa", "test", "unfreeze", "unroll", "unstack", "value_and_grad",
+    "Aux", "Branch", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Experiment", "Fingerprint",
+    "LaunchFailed", "Loader", "MicroBatches", "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases",
+    "PurityError", "Reason", "Result", "ResumeRefused", "Retention", "RootLocked", "Row", "RunConfig", "RunFailed",
+    "RunInfo", "Sink", "StateDonated", "Stream", "TrainState", "Validation", "Validator", "all_stopped", "autocast",
+    "branch", "compile", "ema", "ensemble", "evaluate_members", "freeze", "functional", "grad", "guard_finite",
+    "init_state", "iterate", "launch", "load_run", "make_step", "member", "micro_keys", "microsteps", "override",
+    "refresh_batch_norm", "restore", "run", "sam", "scaled_grad", "stack", "step_key", "swa", "test", "unfreeze",
+    "unroll", "unstack", "value_and_grad",
 }  # fmt: skip
 TESTING = {"Crash", "Job", "JobFailed", "LawBroken", "Stop", "Trace", "assert_same_run", "check_resume",
            "check_resume_processes", "check_step", "check_workers", "check_world",

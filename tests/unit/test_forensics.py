@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pdb
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 import helios_fn as hf
 from helios_fn.cli import main
 from helios_fn.forensics import bisect, compare, gather, replay
-from helios_fn.forensics.debugging import LIBRARIES
+from helios_fn.forensics.debugging import Debugger
 
 from . import forensic
 from .forensic import BAD, job, train
@@ -115,7 +114,10 @@ class TestBisect:
         status, out, _ = call("bisect", runs / "a", runs / "b", "--job", SPEC)
         assert status == 1
         assert f"A agrees up to iteration {BAD} (fingerprint)" in out
-        assert f"B agrees up to iteration {BAD - 1} (fingerprint), departs at iteration {BAD} (fingerprint): in exactly" in out
+        assert (
+            f"B agrees up to iteration {BAD - 1} (fingerprint), departs at iteration {BAD} (fingerprint): in exactly"
+            in out
+        )
         assert "the execution agrees with A: B was disturbed" in out
         found = bisect(runs / "b", runs / "a", job())
         assert (found.disturbed, found.start.iteration, found.left.leaves) == ("left", 4, (WEIGHT,))
@@ -178,13 +180,14 @@ class TestReplay:
     def test_the_debugger_stops_in_the_users_own_code(self, runs):
         """At the first line of the loss function, with its arguments in reach."""
         told = io.StringIO()
-        debugger = pdb.Pdb(skip=LIBRARIES, stdin=io.StringIO("p batch[0].shape\nc\n"), stdout=told)
+        debugger = Debugger(stdin=io.StringIO("p batch[0].shape\nc\n"), stdout=told)
         found = replay(runs / "a", 2, job(), debug=debugger)
         assert found.agrees
         assert "loss_fn()" in told.getvalue()
         assert "torch.Size([3, 1, 4, 4])" in told.getvalue()
 
-    def test_another_number_of_processes_gives_the_same_bits(self, tmp_path, call):
+    @pytest.mark.soak  # tests/world/test_forensics.py does the same in processes that are there already
+    def test_another_number_of_processes_is_launched(self, tmp_path, call):
         """Two processes execute an iteration of four micro-batches that one has recorded."""
         train(tmp_path, forensic.shared())
         status, out, _ = call(
