@@ -135,6 +135,10 @@ class MadeStep:
         """The next state; ``state`` is given away."""
         return self._run(state, batch, donate=True)
 
+    def gradients(self, state: TrainState, batch: Any) -> Mean:
+        """The mean over the micro-batches of all processes that the update is made of."""
+        return microsteps(_grad_fn(self._recipe.gradients, state.opt_state), state, batch)
+
     def _run(self, state: TrainState, batch: Any, *, donate: bool) -> TrainState:
         old = Parts(
             state.params, state.buffers, state.opt_state, state.averages, state.first_bad, state.counters.iteration

@@ -11,8 +11,8 @@ from ..forensics import bisect as bisect_runs
 from ..forensics.bisection import Departure
 from .compare import lines as compared
 from .places import root
-from .runs import add_job, or_two, some
-from .text import leaves, lines_out, shown
+from .runs import add_job, differing, or_two, some
+from .text import lines_out, shown
 
 _VERDICTS = {
     "left": "the execution agrees with B: A was disturbed, or made of another program or environment",
@@ -72,7 +72,7 @@ def _departure(name: str, side: Departure) -> Iterator[str]:
     yield f"{name} agrees up to {side.agrees}, departs at {side.departs}: {exactly}"
     parts = {
         "batch": some(side.batch) if side.batch else "",
-        "state": f"{leaves(len(side.leaves))} differ: {some(side.leaves)}" if side.leaves else "",
+        "state": f"{differing(len(side.leaves))}: {some(side.leaves)}" if side.leaves else "",
         "metrics": some(side.metrics) if side.metrics else "",
     }
     for part, told in parts.items():

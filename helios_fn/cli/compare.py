@@ -9,8 +9,8 @@ from typing import Any
 from ..forensics import Comparison
 from ..forensics import compare as compare_runs
 from .places import root
-from .runs import or_two, some, value
-from .text import leaves, lines_out, plural, shown
+from .runs import differing, or_two, some, value
+from .text import lines_out, plural, shown
 
 _FIRST = {
     "batch": "the batch that the step received differs; batches do not depend on the state, so look at the data",
@@ -60,7 +60,7 @@ def lines(found: Comparison) -> Iterator[str]:
         yield f"batch: {some(found.batch)}"
     if found.leaves:
         where = "" if found.leaves_at == found.different else f" at {found.leaves_at}"
-        yield f"state: {leaves(len(found.leaves))} differ{where}: {some(found.leaves)}"
+        yield f"state: {differing(len(found.leaves))}{where}: {some(found.leaves)}"
     for pair in found.metrics:
         yield f"{pair.kind} row: {shown(pair.name)} is {pair.left!r} in A, {pair.right!r} in B"
     if not found.pinned and found.equal is not None:

@@ -11,8 +11,8 @@ from ..distributed import launch
 from ..forensics import Replay
 from ..forensics import replay as replay_here
 from .places import root
-from .runs import add_job, or_two, some
-from .text import leaves, lines_out, shown
+from .runs import add_job, differing, or_two, some
+from .text import lines_out, shown
 
 
 def add(commands: Any) -> None:
@@ -59,6 +59,8 @@ def _lines(found: Replay) -> Iterator[str]:
     start = found.start
     yield f"iteration {found.iteration}, executed again from iteration {start.iteration} ({shown(start.path.name)})"
     yield "  " + "  ".join(f"{shown(name)} {value!r}" for name, value in found.metrics.items())
+    if found.grad_norm is not None:
+        yield f"  gradient norm {found.grad_norm!r}"
     if found.digest is not None:
         yield f"  digest {found.digest}"
     for check in found.checks:
@@ -67,6 +69,6 @@ def _lines(found: Replay) -> Iterator[str]:
         elif not check.differing:
             yield f"{check.what}: equal ({check.by})"
         elif check.what in ("batch", "state"):
-            yield f"{check.what}: {leaves(len(check.differing))} DIFFER ({check.by}): {some(check.differing)}"
+            yield f"{check.what}: {differing(len(check.differing)).upper()} ({check.by}): {some(check.differing)}"
         else:
             yield f"{check.what}: DIFFERENT ({check.by}): {some(check.differing)}"

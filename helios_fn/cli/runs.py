@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import CheckpointError, LaunchFailed, RunFailed
-from .text import one_line, shown
+from .text import leaves, one_line, shown
 
 _MOST = 8
 
@@ -47,6 +47,11 @@ def some(names: Sequence[str]) -> str:
     """The first of many names, and how many more there are."""
     more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
     return ", ".join(shown(name) for name in names[:_MOST]) + more
+
+
+def differing(count: int) -> str:
+    """How many leaves differ, in words."""
+    return f"{leaves(count)} differ{'s' * (count == 1)}"
 
 
 def value(thing: Any) -> str:

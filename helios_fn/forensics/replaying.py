@@ -13,6 +13,7 @@ from .. import tree
 from ..checkpoint import Checkpoint
 from ..dtensors import any_sharded
 from ..errors import CheckpointError
+from ..optim import global_norm
 from ..state import TrainState
 from ..types import Fingerprint
 from .comparison import differing, other_metrics
@@ -46,6 +47,7 @@ class Replay:
         before, batch, after: what the step was given, and what it and the driver made of it. Of several processes each
             has its own part of the batch.
         metrics: of the step, by name.
+        grad_norm: the norm of the gradients, before any clipping; ``None`` where the step is not of `make_step`.
         digest: `helios_fn.tree.digest` of ``after``; ``None`` of a sharded state.
         fingerprint: of this iteration; rank 0 alone has it.
         checks: what of it equals what the run has recorded.
@@ -57,6 +59,7 @@ class Replay:
     batch: Any
     after: TrainState
     metrics: dict[str, float]
+    grad_norm: float | None
     digest: str | None
     fingerprint: Fingerprint | None
     checks: tuple[Check, ...]
@@ -120,17 +123,20 @@ def replay(
 
         return called
 
-    again = moments(find_job(job, evidence.root, discover=discover, device=device), start, wrap=wrap)
+    found = find_job(job, evidence.root, discover=discover, device=device)
+    again = moments(found, start, wrap=wrap)
     with contextlib.closing(again):  # type: ignore[type-var]
         before = next(again).state
         for moment in again:
             if moment.state.counters.iteration == iteration:
-                return _replay(evidence, start, before, held[0], moment)
+                return _replay(evidence, start, before, held[0], moment, _grad_norm(found.step, before, held[0]))
             before = moment.state
     raise ValueError(f"the job ends before iteration {iteration}, after {before.counters.iteration}")
 
 
-def _replay(evidence: Evidence, start: Checkpoint, before: TrainState, batch: Any, moment: Moment) -> Replay:
+def _replay(
+    evidence: Evidence, start: Checkpoint, before: TrainState, batch: Any, moment: Moment, grad_norm: float | None
+) -> Replay:
     after = moment.state
     iteration = after.counters.iteration
     return Replay(
@@ -140,10 +146,16 @@ def _replay(evidence: Evidence, start: Checkpoint, before: TrainState, batch: An
         batch,
         after,
         metrics={name: float(value) for name, value in sorted(after.metrics.items())},
+        grad_norm=grad_norm,
         digest=None if any_sharded(tree.leaves(after)) else tree.digest(after),
         fingerprint=moment.fingerprint,
         checks=tuple(_checks(evidence, moment, iteration)),
     )
+
+
+def _grad_norm(step: Any, before: TrainState, batch: Any) -> float | None:
+    gradients = getattr(step, "gradients", None)
+    return float(global_norm(gradients(before, batch).grads)) if callable(gradients) else None
 
 
 def _checks(evidence: Evidence, moment: Moment, iteration: int) -> Iterable[Check]:

@@ -62,7 +62,7 @@ class TestCompare:
         assert status == 1
         assert lines[0] == f"equal at iteration {BAD - 1} (fingerprint), different at iteration {BAD} (fingerprint)"
         assert "the batch that the step received is equal" in lines[1]
-        assert lines[2] == f"state: 1 leaf differ: {WEIGHT}"
+        assert lines[2] == f"state: 1 leaf differs: {WEIGHT}"
         found = compare(runs / "a", runs / "b")
         assert (found.first, found.pinned, found.leaves) == ("state", True, (WEIGHT,))
 
@@ -165,7 +165,7 @@ class TestReplay:
         assert "metrics: equal (log)\nbatch: equal (fingerprint)\nstate: equal (fingerprint)" in out
         status, out, _ = call("replay", runs / "b", "--iteration", BAD, "--job", SPEC)
         assert status == 1
-        assert f"batch: equal (fingerprint)\nstate: 1 leaf DIFFER (fingerprint): {WEIGHT}" in out
+        assert f"batch: equal (fingerprint)\nstate: 1 LEAF DIFFERS (fingerprint): {WEIGHT}" in out
 
     def test_a_notebook_gets_all_three(self, runs):
         """The step, given the state before and the batch, makes the state after, but for what the driver writes."""
@@ -175,7 +175,9 @@ class TestReplay:
         again = made.step(found.before, found.batch)
         assert hf.tree.equal(again.params, found.after.params)
         assert found.agrees
+        assert found.grad_norm == hf.optim.global_norm(made.step.gradients(found.before, found.batch).grads).item() > 0
         assert replay(runs / "sparse-a", 2, made).agrees is None
+        assert replay(runs / "a", 3, made, device="cpu").agrees
 
     def test_the_debugger_stops_in_the_users_own_code(self, runs):
         """At the first line of the loss function, with its arguments in reach."""
