@@ -136,7 +136,8 @@ class Fingerprint(NamedTuple):
 
     The state is the complete one, which a checkpoint of this iteration would hold. Of an iteration of several
     micro-batches ``batch`` has all, whichever process handled them, by their number within the iteration, as in
-    ``micro-batch 3[0]``. ``time`` is an observation, as in a `Row`.
+    ``micro-batch 3[0]``. Sharded leaves, of which each process has a part, are left out. ``time`` is an
+    observation, as in a `Row`.
     """
 
     iteration: int

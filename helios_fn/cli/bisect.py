@@ -11,7 +11,7 @@ from ..forensics import bisect as bisect_runs
 from ..forensics.bisection import Departure
 from .compare import lines as compared
 from .places import root
-from .runs import add_job, differing, or_two, some
+from .runs import add_job, add_name, differing, evidence, or_two, some
 from .text import lines_out, shown
 
 _VERDICTS = {
@@ -34,6 +34,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("left", metavar="RUN_A", type=root, help="the root of a run")
     parser.add_argument("right", metavar="RUN_B", type=root, help="the root of another")
+    add_name(parser)
     add_job(parser)
     parser.add_argument("--other", metavar="MODULE:FUNCTION", help="the job of RUN_B, if it is another")
     parser.set_defaults(run=or_two(run))
@@ -42,7 +43,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Execute, and say what was found."""
     discover = True if options.trust else options.discover
-    found = bisect_runs(options.left, options.right, options.job, options.other, discover=discover)
+    left, right = (evidence(side, options.name) for side in (options.left, options.right))
+    found = bisect_runs(left, right, options.job, options.other, discover=discover)
     lines_out(compared(found.comparison))
     lines_out(_lines(found))
     return 0 if found.comparison.different is None else 1

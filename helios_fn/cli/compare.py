@@ -9,7 +9,7 @@ from typing import Any
 from ..forensics import Comparison
 from ..forensics import compare as compare_runs
 from .places import root
-from .runs import differing, or_two, some, value
+from .runs import add_name, differing, evidence, or_two, some, value
 from .text import lines_out, plural, shown
 
 _FIRST = {
@@ -31,12 +31,13 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("left", metavar="RUN_A", type=root, help="the root of a run")
     parser.add_argument("right", metavar="RUN_B", type=root, help="the root of another")
+    add_name(parser)
     parser.set_defaults(run=or_two(run))
 
 
 def run(options: argparse.Namespace) -> int:
     """Compare, and say what was found."""
-    found = compare_runs(options.left, options.right)
+    found = compare_runs(*(evidence(side, options.name) for side in (options.left, options.right)))
     lines_out(lines(found))
     return 0 if found.different is None else 1
 

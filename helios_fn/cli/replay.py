@@ -11,7 +11,7 @@ from ..distributed import launch
 from ..forensics import Replay
 from ..forensics import replay as replay_here
 from .places import root
-from .runs import add_job, differing, or_two, some
+from .runs import add_job, add_name, differing, evidence, or_two, some
 from .text import lines_out, shown
 
 
@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("root", metavar="RUN", type=root, help="the root of the run")
     parser.add_argument("--iteration", metavar="K", type=int, required=True, help="which, from 1: as in the log")
+    add_name(parser)
     add_job(parser)
     parser.add_argument("--device", metavar="DEVICE", help="where to compute instead; bits may differ")
     parser.add_argument("--debug", action="store_true", help="stop in pdb at the first line of your own code in it")
@@ -36,7 +37,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Execute, and say what came of it."""
     discover = True if options.trust else tuple(options.discover)
-    arguments = (options.root, options.iteration, options.job, options.device, options.debug, discover)
+    arguments = (options.root, options.name, options.iteration, options.job, options.device, options.debug, discover)
     if options.processes is None:
         status, told = _replay(*arguments)
     elif options.debug:
@@ -48,10 +49,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _replay(
-    path: Path, iteration: int, job: str | None, device: str | None, debug: bool, discover: Any
+    path: Path, name: str | None, iteration: int, job: str | None, device: str | None, debug: bool, discover: Any
 ) -> tuple[int, list[str]]:
     """The work of one process; what rank 0 returns counts."""
-    found = replay_here(path, iteration, job, device=device, debug=debug, discover=discover)
+    found = replay_here(evidence(path, name), iteration, job, device=device, debug=debug, discover=discover)
     return int(found.agrees is False), list(_lines(found))
 
 

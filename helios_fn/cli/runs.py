@@ -6,9 +6,11 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, LaunchFailed, RunFailed
+from ..forensics import Evidence, gather
 from .text import leaves, one_line, shown
 
 _MOST = 8
@@ -27,6 +29,21 @@ def add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", action="store_true", help="import what the checkpoint names: only for folders that you trust"
     )
+
+
+def add_name(parser: argparse.ArgumentParser) -> None:
+    """Add which run is meant."""
+    parser.add_argument("--name", help="which run, where a root holds several")
+
+
+def evidence(path: Path, name: str | None) -> Evidence:
+    """What a root tells; the name counts where it holds several runs."""
+    try:
+        return gather(path)
+    except CheckpointError:
+        if name is None:
+            raise
+        return gather(path, name)
 
 
 def or_two(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:

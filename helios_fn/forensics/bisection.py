@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..types import Fingerprint, Row
-from .comparison import By, Comparison, Witness, compare, differing, other_metrics
-from .evidence import Evidence
+from .comparison import Comparison, Witness, compare, differing, differing_states, other_metrics
+from .evidence import By, Evidence
 from .rerun import JobLike, Moment, find_job, moments
 
 Disturbed: TypeAlias = Literal["left", "right", "both", "neither"]
@@ -99,10 +99,10 @@ def bisect(
     here, there = comparison.left, comparison.right
     start = _start(comparison)
     until = (comparison.leaves_at or comparison.different).iteration
-    again = moments(find_job(job, here.root, discover=discover), start)
+    again = moments(find_job(job, here, discover=discover), start)
     with contextlib.closing(again):  # type: ignore[type-var]
         if other is not None:
-            second = moments(find_job(other, there.root, discover=discover), start)
+            second = moments(find_job(other, there, discover=discover), start)
             with contextlib.closing(second):  # type: ignore[type-var]
                 return _side_by_side(Bisection(comparison, start), again, second, until)
         sides = [Departure(Witness(start.iteration, "checkpoint"))] * 2
@@ -141,7 +141,7 @@ def _judged(side: Departure, evidence: Evidence, moment: Moment) -> Departure:
         return side
     logged, known = evidence.fingerprints.get(again.iteration), evidence.at(again.iteration)
     batch = () if logged is None else differing(again.batch, logged.batch)
-    leaves = () if known is None else differing(again.state, known[1])
+    leaves = () if known is None else differing_states(("fingerprint", dict(again.state)), known)
     metrics = _other_names(moment.rows, evidence, again.iteration)
     by: By = "metrics" if known is None else "fingerprint" if logged else "checkpoint"
     here = Witness(again.iteration, by if batch or leaves or not metrics else "metrics")

@@ -11,9 +11,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from ..checkpoint import Checkpoint
 from ..driver.record import differences
 from ..types import Row
-from .evidence import Evidence, gather
+from .evidence import By, Evidence, Known, gather
 
-By: TypeAlias = Literal["checkpoint", "fingerprint", "metrics"]
 Culprit: TypeAlias = Literal["batch", "state", "validation"]
 _PLACEMENT = ("root", "resume", "progress", "async_save")
 
@@ -153,14 +152,22 @@ def _states(here: Evidence, there: Evidence, iteration: int) -> tuple[By, tuple[
     one, other = here.at(iteration), there.at(iteration)
     if one is None or other is None:
         return None
-    by: By = "fingerprint" if logged else "checkpoint"
-    return by, differing(one[1], other[1])
+    return "fingerprint" if logged else "checkpoint", differing_states(one, other)
 
 
 def differing(left: Mapping[str, str], right: Mapping[str, str]) -> tuple[str, ...]:
     """The paths whose digests differ, or that only one side has, in the order of the left."""
     paths = dict.fromkeys([*left, *right])
     return tuple(path for path in paths if left.get(path) != right.get(path))
+
+
+def differing_states(left: Known, right: Known) -> tuple[str, ...]:
+    """The paths of leaves that differ. Fingerprints leave out sharded leaves, which a checkpoint has."""
+    (by, here), (other_by, there) = left, right
+    if by != other_by:
+        here = {path: digest for path, digest in here.items() if path in there}
+        there = {path: digest for path, digest in there.items() if path in here}
+    return differing(here, there)
 
 
 def only_validation(leaves: tuple[str, ...], metrics: tuple[MetricPair, ...]) -> bool:

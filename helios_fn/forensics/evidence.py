@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from ..checkpoint import OS, Checkpoint, open_contents
 from ..checkpoint.listing import survey
@@ -12,6 +13,11 @@ from ..errors import CheckpointError
 from ..fingerprint import fingerprint
 from ..sinks import read_log
 from ..types import Fingerprint, Row
+
+By: TypeAlias = Literal["checkpoint", "fingerprint", "metrics"]
+"""What tells of an iteration."""
+Known: TypeAlias = tuple[By, dict[str, str]]
+"""The digests of a state's leaves by path, and what tells of them."""
 
 _LOGGER = logging.getLogger("helios_fn")
 
@@ -45,7 +51,7 @@ class Evidence:
         """The highest iteration of which anything is known."""
         return max([*self.checkpoints, *self.fingerprints, *(iteration for _, iteration in self.rows)])
 
-    def at(self, iteration: int) -> tuple[str, dict[str, str]] | None:
+    def at(self, iteration: int) -> Known | None:
         """The digests of the state's leaves after an iteration, and by what they are known; ``None`` if they are not.
 
         A checkpoint is read, and each byte of it checked; a damaged one is passed over with a warning.

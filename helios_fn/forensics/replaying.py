@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from ..optim import global_norm
 from ..state import TrainState
 from ..types import Fingerprint
-from .comparison import differing, other_metrics
+from .comparison import differing, differing_states, other_metrics
 from .debugging import under_pdb
 from .evidence import Evidence, gather
 from .rerun import JobLike, Moment, find_job, moments
@@ -123,7 +123,7 @@ def replay(
 
         return called
 
-    found = find_job(job, evidence.root, discover=discover, device=device)
+    found = find_job(job, evidence, discover=discover, device=device)
     again = moments(found, start, wrap=wrap)
     with contextlib.closing(again):  # type: ignore[type-var]
         before = next(again).state
@@ -169,5 +169,5 @@ def _checks(evidence: Evidence, moment: Moment, iteration: int) -> Iterable[Chec
         logged_print, known = evidence.fingerprints.get(iteration), evidence.at(iteration)
         batch = () if logged_print is None else differing(again.batch, logged_print.batch)
         yield Check("batch", None if logged_print is None else "fingerprint", batch)
-        state = () if known is None else differing(again.state, known[1])
+        state = () if known is None else differing_states(("fingerprint", dict(again.state)), known)
         yield Check("state", None if known is None else known[0], state)

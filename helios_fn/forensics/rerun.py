@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -22,6 +21,7 @@ from ..state import OUTPUT_ONLY, TrainState
 from ..testing import Job
 from ..testing.spec import load_job
 from ..types import Fingerprint, Json, Row, RunInfo
+from .evidence import Evidence
 
 _LOGGER = logging.getLogger("helios_fn")
 _KEPT = ("validate", "should_stop", "pass_through")
@@ -39,12 +39,12 @@ class Moment(NamedTuple):
     fingerprint: Fingerprint | None
 
 
-def find_job(job: JobLike, root: Path, *, discover: bool | Iterable[str] = (), device: Any = None) -> Job:
+def find_job(job: JobLike, run: Evidence, *, discover: bool | Iterable[str] = (), device: Any = None) -> Job:
     """The job that a run is made of: itself, by its name ``module:function``, or from the experiment that it records.
 
     Args:
         job: the job, its name, or ``None``.
-        root: the folder of the run.
+        run: what its folder tells.
         discover: for an experiment, as for `helios_fn.load_run`.
         device: where to compute instead, if given.
 
@@ -54,10 +54,10 @@ def find_job(job: JobLike, root: Path, *, discover: bool | Iterable[str] = (), d
     """
     found = load_job(job) if isinstance(job, str) else job
     if found is None:
-        built = load_run(root, discover=discover)
+        built = load_run(run.root, discover=discover, name=run.name)
         if device is not None:
             text = built.experiment.dumps()
-            built = Experiment.loads(text, {"run.device": str(device)}, name=f"the experiment of {root}").build(
+            built = Experiment.loads(text, {"run.device": str(device)}, name=f"the experiment of {run.root}").build(
                 discover=False
             )
         keywords = {} if built.validate is None else {"validate": built.validate}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,35 @@ from torch.utils.data import Dataset
 import helios_fn as hf
 from helios_fn.testing import Job
 
+EXPERIMENT = """
+sinks = ["jsonl"]
+[run]
+unit = "iteration"
+total = 6
+root = "ROOT"
+progress = false
+fingerprint_every = 1
+validate_every = 3
+checkpoint_every = 4
+[data]
+dataset = "forensic_images"
+batch_size = 4
+[valid]
+dataset = "forensic_images"
+batch_size = 5
+[model]
+name = "forensic_network"
+[loss]
+name = "cross_entropy"
+[optimizer]
+name = "adamw"
+lr = 0.01
+"""
 BAD = 7
 """The iteration whose state has another bit."""
 
 
+@hf.registry.DATASETS.register("forensic_images")
 class Noisy(Dataset):
     """Small images with noise, as the demo's."""
 
@@ -29,6 +55,7 @@ class Noisy(Dataset):
         return self.x[index] + 0.05 * torch.randn(1, 4, 4), index % 2
 
 
+@hf.registry.MODELS.register("forensic_network")
 def network() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Dropout(0.25), nn.Linear(32, 2)
@@ -83,8 +110,6 @@ def flipping(step):
 
 def train(root: Path, made: Job, *, step=None, log=1, save=4, fingerprint: int | None = 1, loader=None) -> None:
     """Train the job in a root."""
-    import dataclasses
-
     cfg = dataclasses.replace(
         made.cfg,
         root=root,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -100,6 +101,15 @@ class TestCompare:
         _, out, _ = call("compare", runs / "a", tmp_path)
         assert "config.total: 10 in A, 9 in B" in out
 
+    def test_one_run_of_several_in_a_root_is_chosen_by_name(self, runs, tmp_path, call):
+        """Without a name it is asked for."""
+        train(tmp_path, job(total=4))
+        train(tmp_path, dataclasses.replace(job(), cfg=dataclasses.replace(job(total=4).cfg, name="second")))
+        status, _, errors = call("compare", runs / "a", tmp_path)
+        assert (status, "holds the runs run, second" in errors) == (2, True)
+        status, out, _ = call("compare", runs / "a", tmp_path, "--name", "run")
+        assert (status, "A is known up to iteration 10, B up to 4" in out) == (0, True)
+
     def test_what_cannot_be_compared_has_a_status_of_its_own(self, runs, tmp_path, call):
         """No root, or no common iteration: status 2 and a sentence."""
         (tmp_path / "checkpoints").mkdir()
@@ -197,6 +207,20 @@ class TestReplay:
         )
         assert status == 0
         assert out.count("equal") == 3
+
+    def test_a_run_of_an_experiment_needs_no_job(self, tmp_path, call):
+        """Its checkpoints say what it is made of; also on a device that is named."""
+        text = forensic.EXPERIMENT.replace("ROOT", str(tmp_path))
+        hf.Experiment.loads(text).build().run()
+        status, out, _ = call("replay", tmp_path, "--iteration", 6, "--device", "cpu")
+        assert status == 0
+        assert "metrics: not recorded\nvalidation: equal (log)\nbatch: equal (fingerprint)\nstate: equal (fi" in out
+
+    def test_a_run_of_a_script_needs_one(self, runs, call):
+        """The message says so."""
+        status, _, errors = call("replay", runs / "a", "--iteration", 2)
+        assert status == 2
+        assert "was not written by an experiment" in errors
 
     def test_an_iteration_that_is_none_is_refused(self, runs, call):
         """Beyond the end, or before the start."""
