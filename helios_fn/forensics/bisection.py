@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -16,6 +17,13 @@ from .evidence import By, Evidence
 from .rerun import JobLike, Moment, find_job, moments
 
 Disturbed: TypeAlias = Literal["left", "right", "both", "neither"]
+_DISTURBED: Mapping[tuple[bool, bool], Disturbed] = {
+    (True, False): "left",
+    (False, True): "right",
+    (True, True): "both",
+    (False, False): "neither",
+}
+_MICRO_BATCH = re.compile(r"micro-batch (\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,26 +108,32 @@ def bisect(
     start = _start(comparison)
     until = (comparison.leaves_at or comparison.different).iteration
     again = moments(find_job(job, here, discover=discover), start)
-    with contextlib.closing(again):  # type: ignore[type-var]
+    with contextlib.closing(again):
         if other is not None:
             second = moments(find_job(other, there, discover=discover), start)
-            with contextlib.closing(second):  # type: ignore[type-var]
+            with contextlib.closing(second):
                 return _side_by_side(Bisection(comparison, start), again, second, until)
-        sides = [Departure(Witness(start.iteration, "checkpoint"))] * 2
-        for moment in again:
-            found = moment.fingerprint
-            if found is None:
-                continue
-            sides = [_judged(side, evidence, moment) for side, evidence in zip(sides, (here, there), strict=True)]
-            if found.iteration >= until or all(side.departs for side in sides):
-                break
-        else:
-            raise ValueError(f"the job ends before iteration {until}, at which the runs differ: is it the right one?")
-    departed = [side.departs is not None for side in sides]
-    disturbed: Disturbed = "both" if all(departed) else "left" if departed[0] else "right" if departed[1] else "neither"
-    first = min((side for side in sides if side.departs), key=lambda side: side.departs.iteration, default=None)  # type: ignore[union-attr]
-    left_side, right_side = sides
-    return Bisection(comparison, start, left_side, right_side, disturbed, _micro_steps(found, first))
+        left_side, right_side, micro_steps = _held_against(again, start, here, there, until)
+    disturbed = _DISTURBED[left_side.departs is not None, right_side.departs is not None]
+    return Bisection(comparison, start, left_side, right_side, disturbed, micro_steps)
+
+
+def _held_against(
+    again: Iterable[Moment], start: Checkpoint, here: Evidence, there: Evidence, until: int
+) -> tuple[Departure, Departure, tuple[int, ...]]:
+    """Where each of two runs leaves an execution, and the micro-steps whose batches differ where one first does."""
+    left = right = Departure(Witness(start.iteration, "checkpoint"))
+    micro_steps: tuple[int, ...] = ()
+    for moment in again:
+        if moment.fingerprint is None:
+            continue
+        first = left.departs is None and right.departs is None
+        left, right = _judged(left, here, moment), _judged(right, there, moment)
+        if first:
+            micro_steps = _micro_steps(moment.fingerprint, {*left.batch, *right.batch})
+        if moment.fingerprint.iteration >= until or (left.departs and right.departs):
+            return left, right, micro_steps
+    raise ValueError(f"the job ends before iteration {until}, at which the runs differ: is it the right one?")
 
 
 def _start(found: Comparison) -> Checkpoint:
@@ -167,17 +181,20 @@ def _side_by_side(found: Bisection, one: Iterable[Moment], other: Iterable[Momen
         if batch or leaves:
             departs = Witness(mine.iteration, "fingerprint")
             side = dataclasses.replace(side, departs=departs, leaves=leaves, batch=batch)
-            return dataclasses.replace(found, right=side, micro_steps=_micro_steps(mine, side))
+            return dataclasses.replace(found, right=side, micro_steps=_micro_steps(mine, batch))
         side = dataclasses.replace(side, agrees=Witness(mine.iteration, "fingerprint"))
         if mine.iteration >= until:
             break
     return dataclasses.replace(found, right=side)
 
 
-def _micro_steps(at: Fingerprint, side: Departure | None) -> tuple[int, ...]:
-    """The numbers, over the whole job, of the micro-batches that differ."""
-    if side is None or not side.batch or side.departs is None or side.departs.iteration != at.iteration:
-        return ()
-    numbers = {int(path.split()[1].partition("[")[0].partition(".")[0]) for path in side.batch if " " in path[:12]}
-    count = len({path.split("[")[0].split(".")[0] for path in at.batch if path.startswith("micro-batch ")}) or 1
-    return tuple(at.micro_step - count + number for number in sorted(numbers or {0}))
+def _micro_steps(at: Fingerprint, differing: Collection[str]) -> tuple[int, ...]:
+    """The numbers, over the whole job, of the micro-batches of an iteration that have one of these paths."""
+    count = len({_number(path) for path in at.batch})
+    return tuple(at.micro_step - count + number for number in sorted({_number(path) for path in differing}))
+
+
+def _number(path: str) -> int:
+    """The number of a micro-batch within its iteration, from the path of a leaf; 0 where it is the only one."""
+    found = _MICRO_BATCH.match(path)
+    return int(found[1]) if found else 0

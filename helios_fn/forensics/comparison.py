@@ -71,7 +71,9 @@ class Comparison:
     @property
     def pinned(self) -> bool:
         """Whether the difference arose in exactly the iteration of ``different``."""
-        return None not in (self.equal, self.different) and self.equal.iteration + 1 == self.different.iteration  # type: ignore[union-attr]
+        if self.equal is None or self.different is None:
+            return False
+        return self.equal.iteration + 1 == self.different.iteration
 
 
 def compare(left: Path | str | Evidence, right: Path | str | Evidence) -> Comparison:

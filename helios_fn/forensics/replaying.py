@@ -7,7 +7,7 @@ import dataclasses
 import pdb
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from .. import tree
 from ..checkpoint import Checkpoint
@@ -21,6 +21,8 @@ from .debugging import under_pdb
 from .evidence import Evidence, gather
 from .rerun import JobLike, Moment, find_job, moments
 
+What: TypeAlias = Literal["metrics", "validation", "batch", "state"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Check:
@@ -32,7 +34,7 @@ class Check:
         differing: the metrics, or paths of leaves, that differ.
     """
 
-    what: Literal["metrics", "validation", "batch", "state"]
+    what: What
     by: str | None
     differing: tuple[str, ...] = ()
 
@@ -125,7 +127,7 @@ def replay(
 
     found = find_job(job, evidence, discover=discover, device=device)
     again = moments(found, start, wrap=wrap)
-    with contextlib.closing(again):  # type: ignore[type-var]
+    with contextlib.closing(again):
         before = next(again).state
         for moment in again:
             if moment.state.counters.iteration == iteration:
@@ -159,11 +161,12 @@ def _grad_norm(step: Any, before: TrainState, batch: Any) -> float | None:
 
 
 def _checks(evidence: Evidence, moment: Moment, iteration: int) -> Iterable[Check]:
-    for kind, what in (("train", "metrics"), ("validation", "validation")):
+    kinds: tuple[tuple[str, What], ...] = (("train", "metrics"), ("validation", "validation"))
+    for kind, what in kinds:
         mine, logged = moment.rows.get(kind), evidence.rows.get((kind, iteration))
         if mine is not None:
             names = tuple(pair.name for pair in other_metrics(mine, logged))
-            yield Check(what, None if logged is None else "log", names)  # type: ignore[arg-type]
+            yield Check(what, None if logged is None else "log", names)
     again = moment.fingerprint
     if again is not None:
         logged_print, known = evidence.fingerprints.get(iteration), evidence.at(iteration)

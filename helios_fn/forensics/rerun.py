@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -73,7 +73,7 @@ def find_job(job: JobLike, run: Evidence, *, discover: bool | Iterable[str] = ()
 
 def moments(
     job: Job, start: Checkpoint, *, wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda step: step
-) -> Iterator[Moment]:
+) -> Generator[Moment, None, None]:
     """The iterations after a checkpoint, executed again with the same batches and noise; the first one is its state.
 
     Args:
