@@ -70,6 +70,9 @@ class TestBranch:
             "cursor": ([0, 0, 2], [0, 1, 0]),
             LR: ("0.05", "0.01"),
         }
+        first = open_contents(min((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name.split("_")[-1])))
+        values = first.values()
+        assert [values[f"cursor.{part}"] for part in ("phase", "epoch", "batch")] == [0, 1, 0]
         assert main(["inspect", str(next((tmp_path / "checkpoints").iterdir()))]) == 0
         shown = capsys.readouterr().out
         assert f"history      branch of run run, iteration 2 ({origin.name}, digest {entry['digest'][:16]})" in shown
