@@ -17,7 +17,9 @@ from . import sinks as sinks
 from . import stopping as stopping
 from . import tree as tree
 
-# Parts of a checkpoint in another state.
+# A checkpoint with changes, and parts of one in another state.
+from .branching import Branch as Branch
+from .branching import branch as branch
 from .checkpoint import restore as restore
 
 # Compilation.
@@ -89,6 +91,7 @@ from .nn import value_and_grad as value_and_grad
 
 # Learning rates as functions of the update count.
 from .optim import schedules as schedules
+from .overriding import override as override
 
 # The state.
 from .state import TrainState as TrainState
@@ -102,6 +105,7 @@ from .summary import summary as summary
 from .types import Aux as Aux
 from .types import Counters as Counters
 from .types import Cursor as Cursor
+from .types import Fingerprint as Fingerprint
 from .types import MicroBatches as MicroBatches
 from .types import Observer as Observer
 from .types import Reason as Reason

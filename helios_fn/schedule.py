@@ -54,6 +54,7 @@ class Due(NamedTuple):
     log: bool
     validate: bool
     checkpoint: bool
+    fingerprint: bool = False
 
 
 class Horizon(NamedTuple):
@@ -134,6 +135,7 @@ def due(before: Located, after: Located, cfg: RunConfig) -> Due:
         crossed(before, after, cfg.cadence("log_every")),
         crossed(before, after, cfg.cadence("validate_every")),
         crossed(before, after, cfg.cadence("checkpoint_every")),
+        crossed(before, after, cfg.cadence("fingerprint_every")),
     )
 
 
@@ -148,6 +150,7 @@ def horizon(at: Located, cfg: RunConfig, more: Iterable[Every] = ()) -> Horizon:
     The driver compares two integers with it instead of asking after every iteration.
     """
     cadences = [cfg.cadence("log_every"), cfg.cadence("validate_every"), cfg.cadence("checkpoint_every"), *more]
+    cadences.append(cfg.cadence("fingerprint_every"))
     ends = {"iteration": math.inf, "epoch": math.inf, cfg.unit: cfg.units}
     for cadence in cadences:
         if cadence is not None:

@@ -142,6 +142,28 @@ class Row(NamedTuple):
     observed: Mapping[str, float] = {}
 
 
+class Fingerprint(NamedTuple):
+    """Digests of one iteration: of each leaf of the state after it, and of the batch that its step received.
+
+    The state is the complete one, which a checkpoint of this iteration would hold. Of an iteration of several
+    micro-batches ``batch`` has all, whichever process handled them, by their number within the iteration, as in
+    ``micro-batch 3[0]``. Sharded leaves, of which each process has a part, are left out. ``time`` is an
+    observation, as in a `Row`.
+    """
+
+    iteration: int
+    micro_step: int
+    epoch: int
+    state: Mapping[str, str]
+    batch: Mapping[str, str]
+    time: float
+
+    @property
+    def kind(self) -> Literal["fingerprint"]:
+        """What a log calls it."""
+        return "fingerprint"
+
+
 class RunInfo(NamedTuple):
     """What sinks and observers are told when a run starts (or goes on).
 
@@ -172,7 +194,7 @@ class Sink(Protocol):
     sink drops all it holds beyond the mark. A rollback closes and opens again, with an older mark.
     ``flush`` makes everything written so
     far durable and returns the mark (any JSON value) for the checkpoint being written. ``name`` is
-    unique among the sinks of a run.
+    unique among the sinks of a run. A sink that keeps fingerprints has a method ``write_fingerprint(Fingerprint)`` too.
 
     A sink may also look at states: it then has ``look_every``, an `hf.Every` (or ``None``), and
     ``look(state) -> write``. At that cadence ``look`` takes from the state what it wants, changing nothing, and

@@ -54,6 +54,7 @@ class Case:
     precision: Literal["bf16", "fp16"] | None = None
     freeze: bool = False
     log_every: int = 1
+    fingerprint_every: int | None = None
     validate_every: hf.Every | None = None
     own_validation: bool = False
     sanity_batches: int = 0
@@ -264,6 +265,7 @@ def make_config(case: Case) -> hf.RunConfig:
         micro_batches=case.micro_batches,
         reduction=case.reduction,
         log_every=hf.Every(case.log_every, "iteration"),
+        fingerprint_every=None if case.fingerprint_every is None else hf.Every(case.fingerprint_every, "iteration"),
         validate_every=case.validate_every,
         sanity_batches=case.sanity_batches if case.validate_every is not None else 0,
         checkpoint_every=case.checkpoint_every,

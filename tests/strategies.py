@@ -63,6 +63,7 @@ def cases(draw, max_iterations: int = 8, sources=("loader", "dataloader", "strea
         precision=draw(st.sampled_from([None, "bf16", "fp16"])),
         freeze=draw(st.booleans()),
         log_every=draw(st.integers(1, 3)),
+        fingerprint_every=draw(st.none() | st.integers(1, 3)),
         validate_every=validate,
         own_validation=draw(st.booleans()),
         sanity_batches=draw(st.sampled_from([0, 1, 9])) if validate is not None else 0,

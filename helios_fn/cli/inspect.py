@@ -55,7 +55,8 @@ def _show_one(contents: Contents) -> int:
         lines_out(_facts("versions", manifest.versions))
         for part in ("geometry", "environment", "config"):
             lines_out(_facts(part, record.get(part)))
-        told = ("geometry", "environment", "config", "experiment", "validation")
+        lines_out(_history(record.get("history")))
+        told = ("geometry", "environment", "config", "experiment", "history", "validation")
         lines_out(_facts("record", {name: value for name, value in record.items() if name not in told}))
         lines_out(_text("experiment", record.get("experiment")))
     print()
@@ -63,6 +64,24 @@ def _show_one(contents: Contents) -> int:
     if flaw is not None:
         raise CheckpointError(flaw)
     return 0
+
+
+def _history(entries: Any) -> list[str]:
+    """The branches that led to a checkpoint, the oldest first, each with what it changed."""
+    lines = []
+    for entry in entries if isinstance(entries, list) else []:
+        if not isinstance(entry, dict):
+            continue
+        digest = f", digest {str(entry['digest'])[:16]}" if entry.get("digest") else ""
+        note = f": {entry['note']}" if entry.get("note") else ""
+        where = f"run {entry.get('run')}, iteration {entry.get('iteration')} ({entry.get('checkpoint')}{digest})"
+        lines.append(f"branch of {where}{note}")
+        changes = entry.get("changes")
+        for change in changes if isinstance(changes, list) else []:
+            if isinstance(change, dict):
+                name = change.get("fact", change.get("leaf"))
+                lines.append(f"  {name}: {change.get('old')} -> {change.get('new')}")
+    return [f"{'history' if at == 0 else '':{_LABEL}}{shown(line, _WIDTH)}" for at, line in enumerate(lines)]
 
 
 def _facts(label: str, facts: Any) -> list[str]:

@@ -11,9 +11,9 @@ from typing import NoReturn
 
 from ..errors import CheckpointError
 from ..text import one_line, shown
-from . import diff, digest, export, inspect, migrate, plot, prune, test, train, verify
+from . import bisect, compare, diff, digest, export, inspect, migrate, plot, prune, replay, test, train, verify
 
-_COMMANDS = (train, test, plot, inspect, verify, diff, digest, export, prune, migrate)
+_COMMANDS = (train, test, plot, inspect, verify, diff, digest, compare, bisect, replay, export, prune, migrate)
 _BROKEN_PIPE = 128 + 13  # what a shell reports of a program that SIGPIPE has ended
 
 
@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
     """The parser of ``python -m helios_fn``."""
     found = Parser(
         prog="python -m helios_fn",
-        description="Run experiments, look at their curves, and look after checkpoints. No command changes a "
+        description="Run experiments, look at their curves, look after checkpoints, and find out where runs differ. "
+        "No command changes a "
         "checkpoint in place or runs anything that is in one.",
         epilog="Status 0: done, and nothing wrong was found. 1: a negative finding (damaged, different, refused). "
         "2: the arguments are wrong.",

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from ..branching import Branch
 from ..types import Json, ReductionName, UnitName
 from .cadence import Cadence, Every, Total, check_cadence
 from .checks import check_choice, check_count, check_portion, plain, seconds_of
@@ -35,6 +36,8 @@ class RunConfig:
         reduction: the order in which an iteration's gradients are summed: ``"tree"`` (one fixed binary
             tree, the same bits for any number of processes) or ``"fold"`` (one after another).
         log_every: when a row of metrics is logged; default every 10 iterations.
+        fingerprint_every: when a `Fingerprint` is logged: digests of all leaves of the state and of the batch, by which
+            ``python -m helios_fn compare`` finds where two runs part. Taken where a sink keeps them (`JsonLines`).
         validate_every: when ``validate`` is called.
         sanity_batches: before the first step of a fresh run, ``validate`` is tried on so many batches (a function of
             your own: called once), so that a fault in it costs no training. Nothing is recorded, and no bit changes.
@@ -60,7 +63,7 @@ class RunConfig:
         name: names the checkpoints and logs: letters, digits, ``_``, ``.`` and ``-``.
         resume: ``"auto"`` continues from the newest valid checkpoint or starts fresh; ``"last"`` and
             ``"best"`` (by the monitor of ``retention`` or ``early_stop``) insist that there is one; a path
-            names one; ``None`` insists on a fresh start.
+            names one; ``None`` insists on a fresh start; an `helios_fn.branch` starts from another run's, with changes.
         non_finite: what to do when the loss or a gradient is NaN or infinite: ``"raise"``, ``"skip"``
             the update, ``"stop"``, or ``"rollback"`` to the last checkpoint and pass over the iteration.
         check_finite_every: how often (in iterations) non-finite values are looked for when nothing
@@ -87,6 +90,7 @@ class RunConfig:
     micro_batches: int | None = None
     reduction: ReductionName = "tree"
     log_every: Cadence = dataclasses.field(default_factory=lambda: Every(10, "iteration"))
+    fingerprint_every: Cadence = None
     validate_every: Cadence = None
     sanity_batches: int = 0
     limit_train_batches: int | float | None = None
@@ -100,7 +104,7 @@ class RunConfig:
     max_time: float | datetime.timedelta | None = None
     root: str | Path | None = None
     name: str = "run"
-    resume: str | Path | None = "auto"
+    resume: str | Path | Branch | None = "auto"
     non_finite: NonFinite = "raise"
     check_finite_every: int = 50
     collective_timeout: float | datetime.timedelta = 600.0
@@ -123,7 +127,7 @@ class RunConfig:
             check_count(field, getattr(self, field))
         if self.micro_batches is not None:
             check_count("micro_batches", self.micro_batches)
-        for field in ("log_every", "validate_every", "checkpoint_every"):
+        for field in ("log_every", "fingerprint_every", "validate_every", "checkpoint_every"):
             check_cadence(field, getattr(self, field))
         for field in ("max_time", "checkpoint_every_seconds", "collective_timeout"):
             seconds_of(field, getattr(self, field))
@@ -157,7 +161,8 @@ class RunConfig:
             )
         if self.root is not None and not (isinstance(self.root, str | os.PathLike) and str(self.root)):
             raise ValueError(f"root={self.root!r} names no folder: use a path, '.' for this folder, or None")
-        if not (self.resume is None or (isinstance(self.resume, str | os.PathLike) and str(self.resume))):
+        named = isinstance(self.resume, str | os.PathLike) and str(self.resume)
+        if not (named or isinstance(self.resume, Branch | None)):
             raise ValueError(f"resume={self.resume!r} must be 'auto', 'last', 'best', None or the path of a checkpoint")
         if self.early_stop is not None and not isinstance(self.early_stop, EarlyStop):
             raise TypeError(f"early_stop must be an hf.EarlyStop, got {type(self.early_stop).__name__}")
@@ -207,7 +212,9 @@ class RunConfig:
             raise TypeError(f"total={self.total} is counted when a run starts, from the size of its batches")
         return self.total
 
-    def cadence(self, field: Literal["log_every", "validate_every", "checkpoint_every"]) -> Every | None:
+    def cadence(
+        self, field: Literal["log_every", "fingerprint_every", "validate_every", "checkpoint_every"]
+    ) -> Every | None:
         """A cadence with its unit spelled out."""
         value: Cadence = getattr(self, field)
         return Every(value, self.unit) if isinstance(value, int) else value

@@ -17,7 +17,9 @@ from ..state import OUTPUT_ONLY, TrainState
 from ..types import Json, Source
 from .evaluate import Validator
 
-_RECORDED = frozenset({"config", "cycles", "environment", "geometry", "log_dir", "processes", "sinks", "validation"})
+_RECORDED = frozenset(
+    {"config", "cycles", "environment", "geometry", "history", "log_dir", "processes", "sinks", "validation"}
+)
 PassThrough = tuple[type[BaseException], ...]
 
 
@@ -85,7 +87,7 @@ def checked_record(record: Any) -> dict[str, Json]:
 def _check_stream(cfg: RunConfig) -> None:
     if cfg.unit == "epoch":
         raise ValueError("a stream has no epochs to count: use unit='iteration'")
-    for field in ("log_every", "validate_every", "checkpoint_every"):
+    for field in ("log_every", "fingerprint_every", "validate_every", "checkpoint_every"):
         cadence = cfg.cadence(field)
         if cadence is not None and cadence.unit == "epoch":
             raise ValueError(f"{field} counts epochs, but a stream has none: count iterations")

@@ -6,10 +6,11 @@ import datetime
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from ..branching import Branch
 from ..checkpoint import Checkpoint, Lock, Prepared, Save, ShardedStore, Store, Writer, entry_of, ranked
 from ..config import RunConfig
 from ..distributed import World
@@ -17,6 +18,7 @@ from ..errors import CheckpointError
 from ..sinks import log_name
 from ..state import OUTPUT_ONLY, TrainState
 from ..types import Json
+from .descent import begin, check_same, history_of
 from .record import check_resumable
 from .rows import fetch
 
@@ -65,6 +67,7 @@ class RunFolder:
         self._facts: dict[str, Any] = json.loads(json.dumps(facts))
         self._metadata = metadata
         self._log_dir: Path | None = None
+        self._history: list[Json] = []
         self._root = None if cfg.root is None else Path(cfg.root).expanduser().absolute()
         self._world = world
         self._store: Store | None = None
@@ -114,11 +117,16 @@ class RunFolder:
         """The same from the checkpoint that `choose` returned."""
         if chosen is None:
             return Start(fresh, {}, self._new_log_dir(), None, None)
-        state = self._load(chosen, fresh)
         assert self._store is not None
+        foreign = chosen.path.parent != self._store.folder
+        state = self._load(chosen, fresh, lift=self._branch.lift if self._branch and foreign else ())
+        self._history = history_of(chosen)
+        if foreign:
+            state, entry = begin(chosen, state, fresh, self._branch or Branch(chosen.path), self._facts)
+            self._history.append(entry)
         state = self._with_early_stop(state, chosen)
         _LOGGER.info("going on from %s", chosen.path)
-        if chosen.path.parent != self._store.folder:
+        if foreign:
             return Start(state, {}, self._new_log_dir(), None, None)
         superseded = self._store.supersede(chosen) if self._writes else None
         log_dir = self._old_log_dir(chosen)
@@ -151,6 +159,7 @@ class RunFolder:
         record: dict[str, Json] = {
             **self._facts,
             "config": self._cfg.describe(),
+            **({"history": self._history} if self._history else {}),
             "sinks": marks,
             "log_dir": None if self._log_dir is None else self._log_dir.name,
             "validation": {name: repr(value) for name, value in fetch(state.validation.metrics).items()},
@@ -203,6 +212,8 @@ class RunFolder:
             if resume in ("auto", None):
                 return None
             raise ValueError(f"resume={resume!r} needs a folder to look in: set root")
+        if isinstance(resume, Branch):
+            return self._of_branch(resume)
         if resume == "auto":
             return self._store.newest()
         if resume is None:
@@ -220,6 +231,22 @@ class RunFolder:
         chosen = self._store.at(path)
         if chosen.path.parent != self._store.folder:
             self._insist_on_none(f"resume={str(resume)!r} branches off another run")
+        return chosen
+
+    @property
+    def _branch(self) -> Branch | None:
+        return self._cfg.resume if isinstance(self._cfg.resume, Branch) else None
+
+    def _of_branch(self, branch: Branch) -> Checkpoint:
+        """The branch's own newest checkpoint, or where it begins."""
+        assert self._store is not None
+        newest = self._store.newest()
+        if newest is not None:
+            check_same(newest, branch)
+            return newest
+        chosen = self._store.at(branch.checkpoint.expanduser().absolute())
+        if chosen.path.parent == self._store.folder:
+            raise CheckpointError(f"{chosen.path} lies in the root of the branch itself: give the branch another root")
         return chosen
 
     def _insist_on_none(self, intent: str) -> None:
@@ -255,9 +282,9 @@ class RunFolder:
                 _LOGGER.warning("passing over %s: %s", path, error)
         return None
 
-    def _load(self, chosen: Checkpoint, fresh: TrainState) -> TrainState:
+    def _load(self, chosen: Checkpoint, fresh: TrainState, lift: Sequence[str] = ()) -> TrainState:
         assert self._store is not None
-        for warning in check_resumable(dict(chosen.record), self._facts, f"checkpoint {chosen.path}"):
+        for warning in check_resumable(dict(chosen.record), self._facts, f"checkpoint {chosen.path}", lift):
             _LOGGER.warning("%s", warning)
         return (self._shards or self._store).load(chosen, fresh, free=OUTPUT_ONLY)
 

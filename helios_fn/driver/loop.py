@@ -17,6 +17,7 @@ from .agreement import Agreement
 from .batches import step_input
 from .donation import Donation
 from .evaluate import Validator
+from .fingerprints import Fingerprints
 from .folder import RunFolder, Start
 from .guard import PurityGuard, check_kinds, check_unwritten, kinds, versions
 from .outlets import Outlets
@@ -88,6 +89,7 @@ class Loop:
         self._launched_at = start.state.counters.iteration
         self.watch = Stopwatch(accelerator_of(start.state.params))
         self.replicas = Replicas(self.world, self.cfg.check_replicas_every, self._launched_at)
+        self.fingerprints = Fingerprints(self.world)
         self.begin(start)
 
     def begin(self, start: Start) -> None:
@@ -141,13 +143,15 @@ class Loop:
         self.watch.received(delivery)
         self.world.iteration = before.counters.iteration + 1
         self.batch = step_input(delivery, self.share.micro_batches, self.cfg.reduction, self.cfg.device)
+        iteration, epoch = before.counters.iteration + 1, delivery.cursor.epoch
+        reacts = self._phased or iteration >= self._look.iteration or epoch >= self._look.epoch
+        if reacts:
+            self.note_batch(before, delivery)
         stepped = self.stepped(before, delivery)
         self.watch.stepped()
         self.check_metric_names(stepped)
         self.state = self.advanced(before, stepped, delivery)
         self.batch, self.doing = None, _REACTING
-        iteration, epoch = self.state.counters.iteration, self.state.cursor.epoch
-        reacts = self._phased or iteration >= self._look.iteration or epoch >= self._look.epoch
         if not reacts:
             # Nothing is left that could fail and would have to be done again.
             self.complete, self.doing = self.state, _OBSERVED
@@ -160,6 +164,12 @@ class Loop:
         if self.timer.running:
             self.heed_clock()
         self._quiet = not reacts and self.should_stop is None
+
+    def note_batch(self, before: TrainState, delivery: Delivery) -> None:
+        """Digest the batch where a fingerprint is due after its step, which might write to it."""
+        after = schedule.Point(delivery.cursor, schedule.advance(before.counters, delivery.count))
+        if self.outlets.keeps_fingerprints and schedule.due(before, after, self.cfg).fingerprint:
+            self.fingerprints.receive(self.batch)
 
     def stepped(self, before: TrainState, delivery: Delivery) -> TrainState:
         """What the step makes of ``before``, which it is given if nobody needs it any more."""
@@ -197,6 +207,8 @@ class Loop:
         if isinstance(self.source, Phases) and self.source.should_advance(self.state.cursor.phase, self.state):
             self.state = self.state.replace(cursor=schedule.next_phase(self.state.cursor))
         self.replicas.compare(self.state)
+        if due.fingerprint and self.outlets.keeps_fingerprints:
+            self.outlets.write_fingerprint(self.fingerprints.of(self.state))
         shown = self.outlets.commit(before, self.state)
         self.complete, self.doing = self.state, _SAVING
         if self._phased or due.validate or shown:

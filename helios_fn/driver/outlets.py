@@ -10,7 +10,7 @@ from .. import random, schedule
 from ..config import Every
 from ..sinks import check_sinks
 from ..state import TrainState
-from ..types import Json, Observer, Row, RunInfo, Sink
+from ..types import Fingerprint, Json, Observer, Row, RunInfo, Sink
 from .guard import check_unwritten, versions
 
 _LOGGER = logging.getLogger("helios_fn")
@@ -23,6 +23,7 @@ _EVENTS = (
     "on_checkpoint",
     "on_end",
 )
+_FINGERPRINT = "write_fingerprint"
 
 
 class Outlets:
@@ -45,6 +46,8 @@ class Outlets:
         looking = [(sink, every) for sink in self._sinks if (every := getattr(sink, "look_every", None)) is not None]
         # The same in all processes, so that they do the same things after the same iterations.
         self.cadences = [every for _, every in looking]
+        # Those of all processes, whether they write or not: taking a fingerprint is done together.
+        self.keeps_fingerprints = any(callable(getattr(sink, _FINGERPRINT, None)) for sink in self._sinks)
         if not writes:
             self._sinks.clear()
             looking.clear()
@@ -55,7 +58,7 @@ class Outlets:
         self.on_iteration = self._handlers["on_iteration"]
         self._info: RunInfo | None = None
         self._open: list[Sink] = []
-        self._pending: list[Row] = []
+        self._pending: list[Row | Fingerprint] = []
         self._marks: dict[str, Json] = {}
         self.broken = False
 
@@ -109,6 +112,10 @@ class Outlets:
         self._pending.append(row)
         self.emit("on_row", row)
 
+    def write_fingerprint(self, found: Fingerprint) -> None:
+        """Keep a fingerprint, among the rows, for those sinks that take it."""
+        self._pending.append(found)
+
     def commit(self, before: TrainState, state: TrainState) -> bool:
         """Hand the rows of a complete iteration, and its ``state`` where a look is due, to the sinks.
 
@@ -124,7 +131,10 @@ class Outlets:
             self.broken = True  # some sinks may have the rows and others not, until all have
             for row in self._pending:
                 for sink in self._sinks:
-                    sink.write(row)
+                    if isinstance(row, Row):
+                        sink.write(row)
+                    elif keep := getattr(sink, _FINGERPRINT, None):
+                        keep(row)
             for write in seen:
                 write()
             self._pending.clear()

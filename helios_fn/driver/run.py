@@ -176,6 +176,8 @@ def _states(
     }
     progress = [Progress()] if cfg.progress and joined.is_main else []
     outlets = Outlets(sinks, [*progress, *observers], writes=joined.is_main)
+    if cfg.fingerprint_every is not None and not outlets.keeps_fingerprints:
+        _LOGGER.warning("fingerprint_every is set, but no sink keeps fingerprints: pass sinks=[hf.sinks.JsonLines()]")
     around = Surroundings(
         step=PurityGuard(step, cfg.purity_checks),
         donation=Donation(cfg, step, shown=shown or should_stop is not None or outlets.shows_states),

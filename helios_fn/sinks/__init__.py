@@ -7,6 +7,7 @@ and a resume hands it to `Sink.open`. So after any crash a log holds each row of
 from .console import Progress as Progress
 from .csv import CSV as CSV
 from .jsonl import JsonLines as JsonLines
+from .jsonl import read_log as read_log
 from .jsonl import read_rows as read_rows
 from .names import TIME_SPLIT as TIME_SPLIT
 from .names import check_sinks as check_sinks

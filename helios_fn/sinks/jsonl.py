@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..types import Row
+from ..types import Fingerprint, Row
 from ._lines import LineLog
 
 _quote = functools.lru_cache(maxsize=256)(json.dumps)  # a run has few names and writes them often
@@ -41,16 +41,27 @@ class JsonLines(LineLog):
             f'"metrics":{_object(row.metrics)},"time":{_number(row.time)}{observed}}}'
         )
 
+    def write_fingerprint(self, found: Fingerprint) -> None:
+        """Append the line of a fingerprint, which has ``state`` and ``batch`` where a row has ``metrics``."""
+        fields = {"kind": found.kind, **found._asdict()}
+        line = json.dumps(fields, separators=(",", ":"))
+        self._opened().write((line + "\n").encode("utf-8", "backslashreplace"))
+
 
 def read_rows(path: str | PathLike[str]) -> list[Row]:
-    """The rows of a file written by `JsonLines`.
+    """The rows of a file written by `JsonLines`, without the fingerprints among them.
 
     A last line without its end is being written, or was torn by a crash, and is left out.
 
     Raises:
         ValueError: another line is not a row.
     """
-    rows = []
+    return [row for row in read_log(path) if isinstance(row, Row)]
+
+
+def read_log(path: str | PathLike[str]) -> list[Row | Fingerprint]:
+    """All lines of a file written by `JsonLines`, in order: rows and fingerprints. See `read_rows`."""
+    rows: list[Row | Fingerprint] = []
     lines = Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
@@ -71,7 +82,9 @@ def _number(value: float) -> str:
     return '"NaN"' if math.isnan(value) else '"Infinity"' if value > 0 else '"-Infinity"'
 
 
-def _to_row(fields: Mapping[str, Any]) -> Row:
+def _to_row(fields: Mapping[str, Any]) -> Row | Fingerprint:
+    if fields["kind"] == "fingerprint":
+        return Fingerprint(**{name: fields[name] for name in Fingerprint._fields})
     # float() reads the three strings of the class docstring as well.
     metrics, observed = (
         {name: float(value) for name, value in part.items()} for part in (fields["metrics"], fields.get("observed", {}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from ..types import Row
+from ..types import Fingerprint, Row
 from .digests import differing
 from .trace import Trace
 from .values import differences
@@ -116,7 +116,7 @@ def _other_row(left: Trace, right: Trace) -> tuple[int, Finding | None]:
     return 0, None
 
 
-def _only_validation(left: Trace, right: Trace, first: Row) -> bool:
+def _only_validation(left: Trace, right: Trace, first: Row | Fingerprint) -> bool:
     if first.kind != "validation":
         return False
     if left.batches.keys() == right.batches.keys():

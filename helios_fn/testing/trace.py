@@ -12,10 +12,11 @@ from typing import Any, Protocol
 import torch
 
 from .. import driver, random, tree
+from ..branching import Branch
 from ..config import Every, RunConfig
 from ..errors import RunFailed
-from ..sinks import JsonLines, read_rows
-from ..types import Reason, Result, Row
+from ..sinks import JsonLines, read_log
+from ..types import Fingerprint, Reason, Result, Row
 from .digests import Digests, batch_digests, leaf_digests
 from .folders import temporary_folder
 from .interrupt import Crash, Interrupter, PlannedError, Stop, in_process_crash
@@ -55,7 +56,7 @@ class Trace:
     conflicts: dict[int, Digests] = dataclasses.field(default_factory=dict)
     metrics: dict[int, Digests] = dataclasses.field(default_factory=dict)
     starts: list[Digests] = dataclasses.field(default_factory=list)
-    rows: list[Row] = dataclasses.field(default_factory=list)
+    rows: list[Row | Fingerprint] = dataclasses.field(default_factory=list)
     state: Any = None
     final: Digests = dataclasses.field(default_factory=dict)
     reason: Reason | None = None
@@ -96,8 +97,9 @@ class Job:
     def in_root(self, root: str | Path) -> Job:
         """The same job, quiet, with checkpoints in ``root`` (every second iteration if it had none), no time limit."""
         every = self.cfg.checkpoint_every or Every(2, "iteration")
+        resume = self.cfg.resume if isinstance(self.cfg.resume, Branch) else "auto"
         cfg = dataclasses.replace(
-            self.cfg, root=root, progress=False, resume="auto", checkpoint_every=every, max_time=None
+            self.cfg, root=root, progress=False, resume=resume, checkpoint_every=every, max_time=None
         )
         return dataclasses.replace(self, cfg=cfg)
 
@@ -173,14 +175,14 @@ def _state_bytes(job: Job) -> int:
     return 0 if callable(job.state) else sum(leaf.nbytes for leaf in tree.tensors(job.state))
 
 
-def logged_rows(root: Path) -> list[Row]:
-    """All rows under a root, without what was observed and may differ between equal runs."""
-    return [unobserved(row) for path in sorted(root.glob(f"logs/*/{_LOG}.jsonl")) for row in read_rows(path)]
+def logged_rows(root: Path) -> list[Row | Fingerprint]:
+    """All rows and fingerprints under a root, without what was observed and may differ between equal runs."""
+    return [unobserved(row) for path in sorted(root.glob(f"logs/*/{_LOG}.jsonl")) for row in read_log(path)]
 
 
-def unobserved(row: Row) -> Row:
+def unobserved(row: Row | Fingerprint) -> Row | Fingerprint:
     """The part of a row that equal runs have in common."""
-    return row._replace(time=0.0, observed={})
+    return row._replace(time=0.0, observed={}) if isinstance(row, Row) else row._replace(time=0.0)
 
 
 def _noting(step: Callable[[Any, Any], Any], notes: Notes) -> Callable[[Any, Any], Any]:

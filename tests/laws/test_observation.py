@@ -18,11 +18,12 @@ from ..strategies import cases, examples, retentions
 @settings(max_examples=examples(25))
 @given(cases(), st.data())
 def test_logging_and_saving_more_often_changes_no_bit(case: Case, data):
-    """Another log or checkpoint cadence, or keeping others, gives the same batches and the same final state."""
+    """Another log, fingerprint or checkpoint cadence, or keeping others: the same batches and the same final state."""
     units = ("iteration",) if case.source == "stream" else ("iteration", "epoch")
     changed = dataclasses.replace(
         case,
         log_every=data.draw(st.integers(1, 4)),
+        fingerprint_every=data.draw(st.none() | st.integers(1, 4)),
         checkpoint_every=data.draw(cadences(units=units)),
         retention=data.draw(retentions(case.validate_every is not None)),
     )
@@ -36,7 +37,7 @@ def test_logging_and_saving_more_often_changes_no_bit(case: Case, data):
 def test_validating_more_often_changes_only_what_validation_found(case: Case, data):
     """Validation draws random numbers of its own; outside ``state.validation`` nothing notices."""
     units = ("iteration",) if case.source == "stream" else ("iteration", "epoch")
-    quiet = dataclasses.replace(case, validate_every=None, early_stop=None, retention=None)
+    quiet = dataclasses.replace(case, validate_every=None, early_stop=None, retention=None, fingerprint_every=None)
     watched = dataclasses.replace(quiet, validate_every=data.draw(cadences(units=units)))
     one, other = run_with(build(quiet), []), run_with(build(watched), [])
     assert one.batches == other.batches

@@ -31,6 +31,7 @@ EVERYTHING = Case(
     accumulation=2,
     every=2,
     total=7,
+    fingerprint_every=1,
     validate_every=hf.Every(2, "iteration"),
     early_stop=3,
     samples=11,

@@ -67,6 +67,15 @@ def test_hypergradients_lower_the_loss_on_held_out_data(tmp_path):
     assert float(words[7].removesuffix(";")) < 0.8 * float(words[5])
 
 
+@pytest.mark.soak  # tests/unit/test_forensics.py does the same to a smaller classifier, and so does the guide
+def test_a_planted_bit_is_found_in_one_of_two_lives_of_the_demo(tmp_path):
+    """The three commands name the iteration, the weight and the run."""
+    output = "\n".join(Script(EXAMPLES / "planted_bit.py", "--iteration", 10, cwd=tmp_path).lines())
+    assert "equal at iteration 9 (fingerprint), different at iteration 10 (fingerprint)" in output
+    assert "the execution agrees with A: B was disturbed" in output
+    assert "state: 1 LEAF DIFFERS (fingerprint): params['3.weight']" in output
+
+
 @pytest.mark.soak  # the laws of tests/world say the same of many jobs
 def test_the_number_of_processes_changes_no_bit(tmp_path):
     """A short form of `make world`: five lives of one model, one digest."""

@@ -12,15 +12,17 @@ PACKAGE = Path(__file__).parents[2] / "helios_fn"
 
 # Each name is a module or a folder of the package; a folder's members may import each other.
 LAYERS = [
-    {"types", "errors", "tracing", "signature", "dtensors", "text", "frames"},
+    {"types", "errors", "tracing", "signature", "dtensors", "text", "frames", "branching"},
     {"tree", "random", "config", "accumulate", "finiteness", "graph", "patterns"},
-    {"state", "schedule"},
+    {"state", "schedule", "fingerprint", "overriding"},
     {"distributed"},
     {"nn", "optim", "data", "checkpoint", "sinks", "finite", "registry", "observers", "stopping", "summary", "metrics"},
     {"step", "compiled", "ensemble", "unroll"},
     {"driver"},
     {"experiment"},
-    {"testing", "cli"},
+    {"testing"},
+    {"forensics"},
+    {"cli"},
     {"__main__"},
 ]
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -10,14 +10,15 @@ MODULES = {
     "tree",
 }  # fmt: skip
 NAMES = {
-    "Aux", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Experiment", "LaunchFailed", "Loader",
-    "MicroBatches", "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases", "PurityError", "Reason",
-    "Result", "ResumeRefused", "Retention", "RootLocked", "Row", "RunConfig", "RunFailed", "RunInfo", "Sink",
-    "StateDonated", "Stream", "Total", "TrainState", "Validation", "Validator", "all_stopped", "autocast",
-    "compile", "dev_run", "ema", "ensemble", "evaluate_members", "find_learning_rate", "freeze", "functional",
-    "grad", "guard_finite", "init_state", "iterate", "launch", "load_run", "make_step", "member", "micro_keys",
-    "microsteps", "predict", "predict_batches", "refresh_batch_norm", "restore", "run", "sam", "scaled_grad",
-    "stack", "step_key", "summary", "swa", "test", "unfreeze", "unroll", "unstack", "value_and_grad",
+    "Aux", "Branch", "CheckpointError", "Counters", "Cursor", "EarlyStop", "Every", "Experiment", "Fingerprint",
+    "LaunchFailed", "Loader", "MicroBatches", "NonFiniteError", "NotTraceable", "Observer", "PeerLost", "Phases",
+    "PurityError", "Reason", "Result", "ResumeRefused", "Retention", "RootLocked", "Row", "RunConfig", "RunFailed",
+    "RunInfo", "Sink", "StateDonated", "Stream", "Total", "TrainState", "Validation", "Validator", "all_stopped",
+    "autocast", "branch", "compile", "dev_run", "ema", "ensemble", "evaluate_members", "find_learning_rate",
+    "freeze", "functional", "grad", "guard_finite", "init_state", "iterate", "launch", "load_run", "make_step",
+    "member", "micro_keys", "microsteps", "override", "predict", "predict_batches", "refresh_batch_norm", "restore",
+    "run", "sam", "scaled_grad", "stack", "step_key", "summary", "swa", "test", "unfreeze", "unroll", "unstack",
+    "value_and_grad",
 }  # fmt: skip
 TESTING = {
     "Crash", "Job", "JobFailed", "LawBroken", "LawDoesNotApply", "MemoryBill", "Pinned", "Stop", "Trace",

@@ -514,8 +514,8 @@ FAULTS = [
     ),
     Fault(
         "replicas_are_compared_after_the_save", "helios_fn/driver/loop.py",
-        "        self.replicas.compare(self.state)\n        shown",
-        "        shown",
+        "        self.replicas.compare(self.state)\n        if due.fingerprint",
+        "        if due.fingerprint",
         ("tests/world/test_agreement.py",),
     ),
     Fault(
@@ -542,6 +542,30 @@ FAULTS = [
         '            loop.world.note("left", f"left the run after iteration {loop.complete.counters.iteration}")\n',
         "",
         ("tests/world/test_failures.py",),
+    ),
+    Fault(
+        "a_fingerprint_has_the_batch_of_rank_0_alone", "helios_fn/driver/fingerprints.py",
+        "for rank in range(self._world.size)]",
+        "for rank in range(1)]",
+        ("tests/world/test_forensics.py",),
+    ),
+    Fault(
+        "a_large_tensors_fingerprint_forgets_the_last_columns", "helios_fn/fingerprint.py",
+        "    found[: len(tail)] += tail\n",
+        "",
+        ("tests/unit/test_fingerprint.py",),
+    ),
+    Fault(
+        "a_resumed_branch_loses_its_history", "helios_fn/driver/folder.py",
+        "        self._history = history_of(chosen)\n",
+        "        self._history = history_of(chosen) if foreign else []\n",
+        ("tests/unit/test_branch.py",),
+    ),
+    Fault(
+        "a_branch_with_other_data_goes_on_in_the_middle_of_its_epoch", "helios_fn/driver/descent.py",
+        "        state = state.replace(cursor=moved)\n",
+        "",
+        ("tests/unit/test_branch.py",),
     ),
     Fault(
         "weightless_micro_batches_count_as_one", "helios_fn/nn/mean.py",
