@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -88,7 +89,7 @@ class TensorBoard:
         self._purge_step: int | None = None
         self._earlier: dict[str, int] = {}
         self._iteration = -1
-        self._tags: dict[tuple[str, str], str] = {}
+        self._forms: dict[tuple[str, ...], tuple[Any, list[Any]]] = {}
         self._event: Any = None
 
     def open(self, info: RunInfo, mark: Json) -> None:
@@ -118,12 +119,11 @@ class TensorBoard:
     def write(self, row: Row) -> None:
         """Append the row's scalars; a watching TensorBoard sees them at once."""
         file = self._begun(row.time)
-        event = self._event(wall_time=row.time, step=row.iteration)
-        add = event.summary.value.add
-        for metric, value in row.metrics.items():
-            add(tag=self._tag(row.kind, metric), simple_value=value)
-        for observed, value in row.observed.items():
-            add(tag=self._tag("time" if observed in TIME_SPLIT else "system", observed), simple_value=value)
+        columns = (row.kind, *row.metrics, "", *row.observed)
+        event, places = self._forms.get(columns) or self._form(columns, row)
+        event.wall_time, event.step = row.time, row.iteration
+        for place, value in zip(places, chain(row.metrics.values(), row.observed.values()), strict=True):
+            place.simple_value = value
         file.write(frame(event.SerializeToString()))
         self._iteration = row.iteration
 
@@ -193,12 +193,15 @@ class TensorBoard:
                 add(summaries.hyperparameters(self._hparams, self._info.name, now))
             yield facts
 
-    def _tag(self, kind: str, metric: str) -> str:
-        tag = self._tags.get((kind, metric))
-        if tag is None:  # protocol buffers refuse lone surrogates
-            tag = f"{kind}/{metric}".encode("utf-8", "backslashreplace").decode()
-            self._tags[kind, metric] = tag
-        return tag
+    def _form(self, columns: tuple[str, ...], row: Row) -> tuple[Any, list[Any]]:
+        """An event to be filled in: rows of one form come often, and making their tags takes most of the time."""
+        tags = [f"{row.kind}/{metric}" for metric in row.metrics]
+        tags += [f"{'time' if name in TIME_SPLIT else 'system'}/{name}" for name in row.observed]
+        event = self._event()
+        for tag in tags:  # protocol buffers refuse lone surrogates
+            event.summary.value.add(tag=tag.encode("utf-8", "backslashreplace").decode())
+        self._forms[columns] = event, list(event.summary.value)
+        return self._forms[columns]
 
 
 def check_shown(hparams: Any, texts: Any, histograms: Any, images: Any, every: Any) -> None:

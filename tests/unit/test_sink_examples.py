@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import sys
 import types
 from pathlib import Path
@@ -182,3 +183,19 @@ def test_the_examples_are_short():
     """About thirty lines beside what they say of the service."""
     for path in SINKS.glob("*.py"):
         assert len(path.read_text().splitlines()) <= 65
+
+
+def test_the_example_of_looks_shows_weights_gradients_and_images(tmp_path, monkeypatch):
+    """Once per epoch each."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(SINKS / "looks.py"))
+    (folder,) = (tmp_path / "runs/looks/logs").glob("*/tensorboard")
+    reader = EventAccumulator(str(folder), size_guidance={"histograms": 0, "images": 0}).Reload()
+    for events in (
+        reader.Histograms("weights/0.weight"),
+        reader.Histograms("gradients/2.bias"),
+        reader.Images("worst"),
+    ):
+        assert [event.step for event in events] == [15, 30]
