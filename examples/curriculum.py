@@ -4,9 +4,9 @@
     python examples/curriculum.py --root runs/again    # from the start
 
 `hf.Phases` is a list of sources and, between each two, a predicate of the state. The first phase is left by a count
-(three epochs), the second by what has been learned (accuracy on held out images); the third stays. Which phase a run is
-in is part of its state, so nothing has to be remembered to resume it. Printed are the changes of phase, the accuracy
-on held out images and on spoilt ones, and the digest of the final state.
+(three epochs), the second by what has been learned (accuracy on held out images); the third stays. Which phase a run
+is in is part of its state, so nothing has to be remembered to resume it. Printed are the changes of phase, the
+accuracy on held out images and on spoilt ones, and the digest of the final state.
 """
 
 from __future__ import annotations

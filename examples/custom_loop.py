@@ -3,9 +3,9 @@
     python examples/custom_loop.py
 
 States never change, so two ways to go on can start from the same one. Here the training branches every 40 iterations,
-with the learning rate as it is and with a third of it; whichever has the smaller loss on held out patients is kept. The
-data are scikit-learn's breast cancer measurements. `three_loops` then shows that `hf.run`, `hf.iterate` and ten lines by
-hand are the same training, bit for bit. Printed are one line for each branching and the three digests.
+with the learning rate as it is and with a third of it; whichever has the smaller loss on held out patients is kept.
+The data are scikit-learn's breast cancer measurements. `three_loops` then shows that `hf.run`, `hf.iterate` and ten
+lines by hand are the same training, bit for bit. Printed are one line for each branching and the three digests.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python examples/distillation.py --root runs/distillation      # kill it, run the line again: same bits
 
 Of 1500 real digits only 40 have a label. The teacher is the exponential moving average of the student's weights; on
-all images the student is drawn towards what the teacher says of another, noisy view of them (Tarvainen and Valpola 2017,
-https://arxiv.org/abs/1703.01780). The teacher is ``state.averages``, a part of the state like any other, and the step
-is written by hand because its loss looks there. Printed are the accuracies on held out images of a student trained on
-the labels alone, of the student and of its teacher, and the digest of the final state.
+all images the student is drawn towards what the teacher says of another, noisy view of them (Tarvainen and Valpola
+2017, https://arxiv.org/abs/1703.01780). The teacher is ``state.averages``, a part of the state like any other, and
+the step is written by hand because its loss looks there. Printed are the accuracies on held out images of a student
+trained on the labels alone, of the student and of its teacher, and the digest of the final state.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 
 Each task is a sine wave of its own amplitude and phase. `unroll` trains a few steps on a task's ten points and is
 differentiable in the weights it starts from, so the error after that training is an ordinary loss, and its minimum
-over many tasks an ordinary run (MAML: Finn et al. 2017, https://arxiv.org/abs/1703.03400). Nothing in the library knows
-of it. Printed are the errors on tasks never met before, before and after training on ten points of each: once from
-random weights, once from those that were learned.
+over many tasks an ordinary run (MAML: Finn et al. 2017, https://arxiv.org/abs/1703.03400). Nothing in the library
+knows of it. Printed are the errors on tasks never met before, before and after training on ten points of each: once
+from random weights, once from those that were learned.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python examples/observers.py
 
 Observers and sinks read what happens and change nothing: with or without them a run ends in the same bits. Conditions
-(``should_stop``, ``improved``) do decide; being functions of the state alone, they decide the same after a resume. The data are the measurements of scikit-learn's wines. Printed are the sizes of the weights and a curve of the
+(``should_stop``, ``improved``) do decide; being functions of the state alone, they decide the same after a resume.
+The data are the measurements of scikit-learn's wines. Printed are the sizes of the weights and a curve of the
 validation loss, why the run ended, and that the state is the same without any of it.
 """
 
@@ -55,10 +56,10 @@ class Curve:
         print(f"validation {self.metric}: " + "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * v / top))] for v in self.values))
 
 
-def is_accurate(state: hf.TrainState) -> str | bool:
-    """When to stop; the text becomes part of the reason. Before the first validation there are no metrics."""
-    right = state.validation.metrics.get("accuracy")
-    return right is not None and float(right) >= 0.99 and f"{float(right):.0%} are right"
+def is_good_enough(state: hf.TrainState) -> str | bool:
+    """When to stop; the text becomes part of the result. Before the first validation there are no metrics."""
+    loss = state.validation.metrics.get("loss")
+    return loss is not None and float(loss) < 0.1 and f"the loss is down to {float(loss):.4f}"
 
 
 def by_one_percent(best: float, new: float) -> bool:
@@ -84,18 +85,18 @@ def evaluate(params, buffers, batch):
     return aux._replace(metrics={**aux.metrics, "loss": loss})
 
 
-def train(epochs: int, **additions) -> hf.Result:
+def train(epochs: int, root: str | None = None, **additions) -> hf.Result:
     """A run of at most so many epochs, with more or less around it."""
     optimizer = hf.optim.sgd(0.1)
     validate = hf.Validator(evaluate, hf.Loader(TensorDataset(x[128:], y[128:]), 50, shuffle=False))
     cfg = hf.RunConfig(
-        unit="epoch", total=epochs, validate_every=1, progress=False,
+        unit="epoch", total=epochs, validate_every=1, root=root, progress=False,
         early_stop=hf.EarlyStop("loss", cycles=5, improved=by_one_percent),
     )  # fmt: skip
     state = hf.init_state(params, optimizer, buffers=buffers)
     loader = hf.Loader(TensorDataset(x[:128], y[:128]), 16)
     step = hf.make_step(loss_fn, optimizer)
-    return hf.run(step, state, loader, cfg, validate=validate, should_stop=is_accurate, **additions)
+    return hf.run(step, state, loader, cfg, validate=validate, should_stop=is_good_enough, **additions)
 
 
 def main() -> None:

@@ -4,9 +4,10 @@
 
 Everything that the future depends on is in ``state.extra``: 32 carts in mid-episode, what each has earned so far, and
 the statistics of finished episodes. Actions and new episodes are drawn from ``hf.step_key``. So a run that is killed
-goes on with the carts where they were. Each iteration plays 32 moves of all carts and follows the policy gradient (Williams
-1992, https://doi.org/10.1007/BF00992696), with the advantage over a learned baseline. It prints the mean return of the
-last episodes, which rises from about 20 to more than 150 (200 is the limit), and the digest of the final state.
+goes on with the carts where they were. Each iteration plays 32 moves of all carts and follows the policy gradient
+(Williams 1992, https://doi.org/10.1007/BF00992696), with the advantage over a learned baseline. It prints the mean
+return of the last episodes, which rises from about 20 to more than 150 (200 is the limit), and the digest of the
+final state.
 """
 
 from __future__ import annotations
