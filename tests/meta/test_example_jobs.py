@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +11,7 @@ from types import ModuleType
 import pytest
 
 import helios_fn as hf
-from helios_fn.testing import Stop, check_resume, check_resume_processes
+from helios_fn.testing import Stop, check_resume
 
 from ..forked import Script
 
@@ -126,11 +125,3 @@ def test_a_sink_of_ones_own_resumes(example, tmp_path, capsys):
         observers.train(epochs, root=tmp_path, sinks=[halves])
     assert halves.values == whole.values
     assert len(whole.values) == 4
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("name", ["curriculum", "reinforce", "distillation", "maml"])
-def test_a_job_survives_real_kills(example, monkeypatch, name):
-    """Each part of the run in a process of its own."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")]))
-    check_resume_processes(f"{name}:job")
