@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from . import format
 from .files import FileSystem, open_file
 from .manifest import Manifest
 from .names import is_checkpoint_name, may_belong_to
+
+_LOGGER = logging.getLogger("helios_fn")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,3 +128,25 @@ def first_valid(files: FileSystem, candidates: Iterable[Checkpoint]) -> tuple[Ch
         except CheckpointError as error:
             damaged.append(Damaged(candidate.path, str(error)))
     return None, damaged
+
+
+def newest_valid(files: FileSystem, root: Path, run: str | None = None) -> Checkpoint:
+    """The newest valid checkpoint in a root or in its ``checkpoints``; nothing there is changed.
+
+    Raises:
+        CheckpointError: there is none, or there are those of several runs and ``run`` names none of them.
+        ResumeRefused: it was written for other versions of helios_fn or torch.
+    """
+    folder = root if root.name == "checkpoints" else root / "checkpoints"
+    found = [entry for _, entry in survey(files, folder) if isinstance(entry, Checkpoint)]
+    runs = sorted({entry.manifest.run for entry in found})
+    if run is None and len(runs) > 1:
+        raise CheckpointError(f"{root} holds the runs {', '.join(runs)}: name the run or the checkpoint that you mean")
+    wanted = [entry for entry in found if run in (None, entry.manifest.run)]
+    newest, damaged = first_valid(files, sorted(wanted, key=lambda entry: (-entry.iteration, -entry.micro_step)))
+    for each in damaged:
+        _LOGGER.warning("passing over %s: %s", each.path, each.reason)
+    if newest is None:
+        such = "" if run is None else f" of run {run!r}" + (f", but of {', '.join(runs)}" if runs else "")
+        raise CheckpointError(f"there is no {'valid ' if wanted else ''}checkpoint{such} in {folder}")
+    return newest

@@ -14,7 +14,9 @@ from ..patterns import Chooser
 from ..types import Tree
 from .assembly import sharded_as
 from .contents import by_name, open_contents
+from .files import OS
 from .leaves import DTYPES, Leaf, TensorSpec
+from .listing import newest_valid
 from .structure import Mismatch, expected_leaf
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str] | None
@@ -88,7 +90,8 @@ def restore(
     are. Every byte of a checkpoint is checked; a plain safetensors file has nothing to be checked against.
 
     Args:
-        path: a checkpoint's folder, or a file that ends in ``.safetensors``.
+        path: a checkpoint's folder, the root of a run for its newest valid one, or a file that ends in
+            ``.safetensors``.
         like: the template, a `TrainState` or any part of one. It is not changed.
         only: which leaves of the checkpoint to take, by their names there: shell patterns as in
             `helios_fn.optim.groups` (``"params.*"``, ``["*", "!*.bias"]``; ``*`` matches dots too).
@@ -108,7 +111,8 @@ def restore(
         TypeError: ``only`` or ``rename`` is something else.
         CheckpointError: there is no checkpoint, or it is damaged.
     """
-    contents = open_contents(path)
+    root = Path(path)
+    contents = open_contents(newest_valid(OS, root).path if (root / "checkpoints").is_dir() else root)
     stored = contents.leaves()
     sources = by_name(stored, f"in {contents.path}")
     chosen = _chooser(only, sources, contents.path)

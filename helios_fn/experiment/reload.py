@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import registry
 from ..checkpoint import OS, Checkpoint
 from ..checkpoint import format as checkpoints
-from ..checkpoint.listing import first_valid, survey
+from ..checkpoint.listing import newest_valid
 from ..errors import CheckpointError
 from ..state import OUTPUT_ONLY
 from .build import Built, build
@@ -82,23 +82,9 @@ def _chosen(path: Path, name: str | None) -> Checkpoint:
     """The checkpoint at a path, or the newest valid one in a root."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
-    folder = path / "checkpoints"
-    if not folder.is_dir():
-        if path.name != "checkpoints":
-            return _named(path)
-        folder = path
-    found = [entry for _, entry in survey(OS, folder) if isinstance(entry, Checkpoint)]
-    runs = sorted({entry.manifest.run for entry in found})
-    if name is None and len(runs) > 1:
-        raise CheckpointError(f"{path} holds the runs {', '.join(runs)}: say which one, name={runs[0]!r}")
-    wanted = [entry for entry in found if name in (None, entry.manifest.run)]
-    newest, damaged = first_valid(OS, sorted(wanted, key=lambda entry: (-entry.iteration, -entry.micro_step)))
-    for each in damaged:
-        _LOGGER.warning("passing over %s: %s", each.path, each.reason)
-    if newest is None:
-        such = "" if name is None else f" of run {name!r}" + (f", but of {', '.join(runs)}" if runs else "")
-        raise CheckpointError(f"there is no {'valid ' if wanted else ''}checkpoint{such} in {folder}")
-    return newest
+    if path.name != "checkpoints" and not (path / "checkpoints").is_dir():
+        return _named(path)
+    return newest_valid(OS, path, name)
 
 
 def _named(path: Path) -> Checkpoint:

@@ -19,8 +19,8 @@ def freeze(
     """The same model with some parameters among its buffers: ``(model, params, buffers)``, as `functional` gives them.
 
         model, params, buffers = functional(network)
-        params, report = restore("runs/pretrained", params, strict=False)
-        model, params, buffers = freeze(model, params, buffers, "backbone.*")
+        trained, report = restore("runs/pretrained", {"params": params}, only="params.backbone.*")
+        model, params, buffers = freeze(model, trained["params"], buffers, "backbone.*")
 
     Frozen parameters have no gradient, no optimiser memory and no average, and a checkpoint holds them once.
     ``loss_fn`` stays as it is: the model takes them from the buffers, and returns the very same tensors there, so that

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+import helios_fn as hf
 
 from ..forked import Script
 
@@ -53,6 +57,16 @@ def test_the_links_exist(path):
     assert links or path.stem != "README"
     for link in links:
         assert (path.parent / link).exists(), link
+
+
+def test_the_names_in_the_guide_of_migration_exist():
+    """Each ``hf.name``, and in ``hf.name(argument=...)`` each argument, wherever it stands."""
+    text = (ROOT / "examples/guides/migrating.md").read_text()
+    named = re.findall(r"\bhf\.([A-Za-z_.]*\w)(?:\((?:\.\.\., )?(\w+)=)?", text)
+    assert len(named) > 100
+    for name, argument in named:
+        found = functools.reduce(getattr, name.split("."), hf)
+        assert not argument or argument in inspect.signature(found).parameters, f"{name}({argument}=)"
 
 
 def test_the_make_targets_of_the_readme_exist():

@@ -97,6 +97,25 @@ class TestRestore:
         assert torch.equal(buffers["body.norm.running_mean"], state.buffers["body.norm.running_mean"])
         train(5, None, (params, buffers))
 
+    def test_a_root_stands_for_its_newest_valid_checkpoint(self, trained, tmp_path, caplog):
+        """A damaged one is passed over with a warning; of several runs one has to be named."""
+        state, _ = trained
+        template = {"params": fresh(2)[1]}
+
+        def save(run: str, iteration: int) -> Path:
+            return Store(tmp_path, run).save(state, epoch=0, iteration=iteration, micro_step=iteration, record={})
+
+        _, newest = save("other", 1), save("other", 2)
+        assert hf.restore(tmp_path, template, only="params.*").report.path == newest
+        (newest / "tensors.safetensors").write_bytes(b"")
+        found, report = hf.restore(tmp_path, template, only="params.*")
+        assert tree.equal(found["params"], state.params)
+        assert report.path.name == "other_epoch_0_iter_1"
+        assert "passing over" in caplog.text
+        save("second", 3)
+        with pytest.raises(hf.CheckpointError, match="holds the runs other, second: name the run or the checkpoint"):
+            hf.restore(tmp_path, template, only="params.*")
+
     def test_parts_of_a_checkpoint_in_a_whole_state(self, trained):
         """Optimiser, counters and all else stay those of the template; the report names each leaf of both."""
         state, checkpoint = trained
