@@ -19,7 +19,12 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Every:
-    """A cadence: every ``n`` iterations or epochs, whatever the unit of the run."""
+    """A cadence: every ``n`` iterations or epochs, whatever the unit of the run.
+
+    Example:
+        >>> hf.RunConfig(unit="epoch", total=3, log_every=hf.Every(10, "iteration")).cadence("log_every")
+        Every(n=10, unit='iteration')
+    """
 
     n: int
     unit: UnitName
@@ -68,7 +73,12 @@ class EarlyStop:
         return math.inf if self.mode == "min" else -math.inf
 
     def is_improvement(self, best: float, new: float) -> bool:
-        """Whether ``new`` is better than ``best``. NaN never is."""
+        """Whether ``new`` is better than ``best``. NaN never is.
+
+        Example:
+            >>> hf.EarlyStop("loss", cycles=3, min_delta=0.5).is_improvement(best=2.0, new=1.75)
+            False
+        """
         if self.improved is not None:
             return bool(self.improved(best, new))
         return new < best - self.min_delta if self.mode == "min" else new > best + self.min_delta
@@ -170,6 +180,12 @@ class RunConfig:
             `make_step` can, and rests under ``non_finite="skip"``.
         progress: show progress on the console.
         device: where batches are moved before they reach the step; ``None`` leaves them.
+
+    Example:
+        >>> hf.RunConfig(unit="epoch", total=3, accumulation_steps=4)
+        Traceback (most recent call last):
+            ...
+        ValueError: accumulation_steps=4 needs unit='iteration'. In the epoch unit the optimiser...
     """
 
     unit: UnitName

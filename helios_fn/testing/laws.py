@@ -45,6 +45,17 @@ def check_step(
         PurityError, TypeError: the step breaks its contract; names the leaf and the remedy.
         LawBroken: two calls differ, the loss is not finite, or parameters did not change.
         ValueError: ``except_for`` names no parameter.
+
+    Example:
+        >>> from helios_fn.testing import check_step
+        >>> def step(state, batch):
+        ...     state.params["w"].add_(batch.sum())
+        ...     return state
+        ...
+        >>> check_step(step, hf.init_state({"w": torch.zeros(1)}), torch.ones(2))
+        Traceback (most recent call last):
+            ...
+        helios_fn.errors.PurityError: the step wrote to its input at params['w']: it must return...
     """
     guard = PurityGuard(step, full_checks=2)
     results = []
