@@ -95,7 +95,7 @@ class _Donated:
         )
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__wrapped__":  # which `inspect`, and so `help`, asks of all that a module holds
+        if name == "__wrapped__":  # which `inspect` asks of all that a module holds
             raise AttributeError(name)
         return self._refuse()
 

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from helios_fn.cli.main import parser
 
 from . import forked
@@ -158,10 +160,14 @@ def execute(words: list[str]) -> tuple[int, str]:
     said = Path(f"{len(list(Path().glob('.*.said')))}.said").absolute()
     said = said.with_name(f".{said.name}")
     process = forked.CONTEXT.Process(target=_child, args=(words[1:], str(Path.cwd()), str(said)))
-    process.start()
+    with pytest.MonkeyPatch.context() as patch:
+        # Else the process would import the program that starts it: the document.
+        patch.delattr(sys.modules["__main__"], "__file__", raising=False)
+        process.start()
     process.join(300)
     assert process.exitcode is not None, words
-    return process.exitcode, said.read_text()
+    # A shell reports a signal as 128 and its number.
+    return process.exitcode if process.exitcode >= 0 else 128 - process.exitcode, said.read_text()
 
 
 def agrees(expected: str, printed: str) -> bool:

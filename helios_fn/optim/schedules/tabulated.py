@@ -37,11 +37,6 @@ def from_torch(scheduler: Callable[..., Any], /, *args: Any, base_lr: float, ste
         TypeError: ``scheduler`` makes something else, or its ``step`` needs to be told a metric
             (``ReduceLROnPlateau``): its rate is no function of the update count.
         ValueError: it changes more than the rate (``cycle_momentum=True``).
-
-    Example:
-        >>> rate = hf.schedules.from_torch(torch.optim.lr_scheduler.StepLR, 2, gamma=0.5, base_lr=1.0, steps=10)
-        >>> [rate(count) for count in range(6)]
-        [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     """
     if not callable(scheduler):
         raise TypeError(f"from_torch needs a scheduler class or a function that makes one, but got {brief(scheduler)}")
