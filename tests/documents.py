@@ -128,6 +128,8 @@ def follow(text: str) -> None:
         status, printed = execute(command.words)
         where = f"$ {shlex.join(command.words)}\n{printed}"
         assert status == command.status, f"status {status} instead of {command.status} of\n{where}"
+        if os.environ.get("SHOW"):
+            print(where)
         assert not command.expected or agrees(command.expected, printed), f"expected:\n{command.expected}\n\n{where}"
 
 
