@@ -136,7 +136,9 @@ def test_output_agrees_up_to_numbers_spaces_and_ellipses():
 def test_the_figures_of_the_guide_to_speed_are_those_of_the_benchmarks():
     """Each row names a target of bench/RESULTS.md and the benchmark that measures it; figures agree but for noise."""
     results = (ROOT / "bench/RESULTS.md").read_text()
-    rows = re.findall(r"^\| (.+) \| ([\d.]+) \| `python -m bench\.(\w+)` \|$", (GUIDES[0].parent / "speed.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| (.+) \| ([\d.]+) \| `python -m bench\.(\w+)` \|$", (GUIDES[0].parent / "speed.md").read_text(), re.M
+    )
     assert len(rows) > 12
     for what, figure, benchmark in rows:
         section = results.partition(f"<!-- section {benchmark} -->")[2].partition("<!-- end")[0]
