@@ -128,8 +128,6 @@ def follow(text: str) -> None:
         status, printed = execute(command.words)
         where = f"$ {shlex.join(command.words)}\n{printed}"
         assert status == command.status, f"status {status} instead of {command.status} of\n{where}"
-        if os.environ.get("SHOW"):
-            print(where)
         assert not command.expected or agrees(command.expected, printed), f"expected:\n{command.expected}\n\n{where}"
 
 
@@ -159,8 +157,7 @@ def execute(words: list[str]) -> tuple[int, str]:
     if words[0] != "python":
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         return done.returncode, done.stdout + done.stderr
-    said = Path(f"{len(list(Path().glob('.*.said')))}.said").absolute()
-    said = said.with_name(f".{said.name}")
+    said = Path(f".{len(list(Path().glob('.*.said')))}.said").absolute()  # hidden from `ls`
     process = forked.CONTEXT.Process(target=_child, args=(words[1:], str(Path.cwd()), str(said)))
     with pytest.MonkeyPatch.context() as patch:
         # Else the process would import the program that starts it: the document.

@@ -19,7 +19,7 @@ def freeze(
     """The same model with some parameters among its buffers: ``(model, params, buffers)``, as `functional` gives them.
 
         model, params, buffers = functional(network)
-        params, report = restore("runs/pretrained", params, strict=False)
+        params, report = restore("pretrained.safetensors", params, strict=False)
         model, params, buffers = freeze(model, params, buffers, "backbone.*")
 
     Frozen parameters have no gradient, no optimiser memory and no average, and a checkpoint holds them once.
