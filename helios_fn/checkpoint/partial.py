@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from .. import tree
+from ..errors import CheckpointError
 from ..patterns import Chooser
 from ..types import Tree
 from .assembly import sharded_as
 from .contents import by_name, open_contents
 from .leaves import DTYPES, Leaf, TensorSpec
+from .manifest import FILE_NAME
 from .structure import Mismatch, expected_leaf
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str] | None
@@ -118,7 +120,7 @@ def restore(
         >>> params["body"].tolist(), params["head"].tolist(), report.unchosen
         ([1.0, 1.0], [0.0], ())
     """
-    contents = open_contents(path)
+    contents = open_contents(_one(path))
     stored = contents.leaves()
     sources = by_name(stored, f"in {contents.path}")
     chosen = _chooser(only, sources, contents.path)
@@ -139,6 +141,14 @@ def restore(
         values[origin[name]] = values[origin[name]].to(template[name].dtype)
     new = [sharded_as(values[origin[name]], leaf) if name in origin else leaf for name, leaf in template.items()]
     return Restored(tree.unflatten(treespec, new), report)
+
+
+def _one(path: Path | str) -> Path:
+    """A path that may be a checkpoint: a run has many, of which only its owner knows the one that is meant."""
+    path = Path(path)
+    if (path / "checkpoints").is_dir() and not (path / FILE_NAME).exists():
+        raise CheckpointError(f"{path} is the folder of a run: name one of the checkpoints in {path / 'checkpoints'}")
+    return path
 
 
 def _cast_from(saved: Leaf, leaf: Any) -> str | None:
