@@ -95,7 +95,9 @@ def test_the_commands_of_the_readme_exist():
 def test_the_commands_of_the_readme_print_what_it_shows(tmp_path, monkeypatch):
     """`make demo`, the two commands for experiments, and all that look after checkpoints."""
     monkeypatch.chdir(tmp_path)
-    demo = "\n".join(Script(ROOT / "examples/demo.py", cwd=tmp_path).lines())
+    running = Script(ROOT / "examples/demo.py", cwd=tmp_path)
+    running.process.join(1200)  # three trainings: a minute on a machine that has nothing else to do
+    demo = "\n".join(running.lines())
     for part in ("digits.toml", "digits_parts.py"):
         shutil.copy(ROOT / "examples/experiment" / part, tmp_path)
     shutil.copytree("runs/demo/alone", "damaged")
