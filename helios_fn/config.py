@@ -73,12 +73,7 @@ class EarlyStop:
         return math.inf if self.mode == "min" else -math.inf
 
     def is_improvement(self, best: float, new: float) -> bool:
-        """Whether ``new`` is better than ``best``. NaN never is.
-
-        Example:
-            >>> hf.EarlyStop("loss", cycles=3, min_delta=0.5).is_improvement(best=2.0, new=1.75)
-            False
-        """
+        """Whether ``new`` is better than ``best``. NaN never is."""
         if self.improved is not None:
             return bool(self.improved(best, new))
         return new < best - self.min_delta if self.mode == "min" else new > best + self.min_delta

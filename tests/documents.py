@@ -142,7 +142,11 @@ def check_names(words: list[str]) -> None:
         targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
         assert set(words[1:]) <= targets, words
     if words[:3] == ["python", "-m", "helios_fn"]:
-        parser().parse_args(words[3:])
+        commands = next(action for action in parser()._actions if action.dest == "command").choices
+        assert isinstance(commands, dict)
+        assert words[3] in commands, words
+        options = {word.partition("=")[0] for word in words[4:] if word.startswith("-")}
+        assert options <= set(commands[words[3]]._option_string_actions), words
     files = [ROOT / word for word in words if word.startswith("examples/")]
     for file in files:
         assert file.exists(), words

@@ -13,7 +13,7 @@ from ..forked import Script
 TEXT = README.read_text()
 DOCUMENTS = [README, *GUIDES]
 # Those of sharded states need several processes, and are run by tests/world/test_sharded_guide.py.
-ALONE = [path for path in GUIDES if path.stem != "sharded"]
+ALONE = [path for path in GUIDES if path.stem != "sharded" and blocks_of(path.read_text())]
 
 
 def name_of(path):
