@@ -9,7 +9,7 @@ PEERS_READY := $(PEERS)/ready
 # Tests of one file share processes, and stay together.
 BOTH_CORES := --numprocesses 2 --dist loadfile
 
-.PHONY: help demo world test laws lint types check soak mutants bench seek clean
+.PHONY: help demo world docs test laws lint types check soak mutants bench seek clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,10 @@ demo: $(READY) ## train a classifier three ways, killed twice on the way, and co
 
 world: $(READY) ## train two models on 1, 2 and 4 processes, and on numbers that change, and compare the bits
 	$(BIN)/python examples/world.py
+
+docs: $(READY) ## run every block of the README and the guides, and every example in a docstring (five minutes)
+	$(BIN)/python -m pytest -m "soak or not soak" tests/meta/test_documents.py tests/meta/test_doctests.py \
+		tests/meta/test_features.py tests/meta/test_errors_guide.py tests/world/test_sharded_guide.py
 
 test: $(READY) ## lint, types and all tests (under ten minutes on two cores)
 	$(BIN)/ruff check .

@@ -25,6 +25,16 @@ def guard_finite(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     Looks at the new parameters and at the metrics whose names end in ``loss``, since the gradients of
     a hand-written step are its own affair; other metrics may be NaN where there is nothing to tell.
     `make_step` does this by itself, with the gradients.
+
+    Example:
+        >>> def step(state, batch):
+        ...     return state.replace(metrics={"loss": batch.sum()})
+        ...
+        >>> state = hf.init_state({"w": torch.zeros(1)})
+        >>> hf.guard_finite(step)(state, torch.tensor([1.0])).first_bad.item()
+        -1
+        >>> hf.guard_finite(step)(state, torch.tensor([float("nan")])).first_bad.item()
+        0
     """
 
     def guarded(state: Any, batch: Any) -> Any:

@@ -90,6 +90,12 @@ def assign(cursor: Cursor, share: Share, batches_per_epoch: int) -> Assignment:
 
     In the iteration unit it takes ``share.micro_batches`` micro-batches, across an epoch's end where
     need be; in the epoch unit the last iteration of an epoch takes what is left.
+
+    Example:
+        >>> from helios_fn.schedule import assign
+        >>> from helios_fn.types import Share
+        >>> assign(hf.Cursor(epoch=0, batch=8), Share("iteration", micro_batches=4), batches_per_epoch=10).cursor
+        Cursor(phase=0, epoch=1, batch=2, position=None)
     """
     count = share.micro_batches
     if share.unit == "epoch":

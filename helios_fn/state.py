@@ -56,6 +56,11 @@ class TrainState:
 
         Raises:
             TypeError: a name is not that of a field.
+
+        Example:
+            >>> state = hf.init_state({"w": torch.zeros(1)}, extra={"best": 0.0})
+            >>> state.replace(extra={"best": 0.5}).extra, state.extra
+            ({'best': 0.5}, {'best': 0.0})
         """
         if torch.compiler.is_compiling():
             return dataclasses.replace(self, **changes)
@@ -91,7 +96,12 @@ class _Donated:
             "step returned; to keep an older one, call the step itself instead of step.donating, or set donate=False"
         )
 
-    __getattr__ = __getitem__ = __iter__ = __len__ = __contains__ = __call__ = __bool__ = _refuse
+    def __getattr__(self, name: str) -> Any:
+        if name == "__wrapped__":  # which `inspect` asks of all that a module holds
+            raise AttributeError(name)
+        return self._refuse()
+
+    __getitem__ = __iter__ = __len__ = __contains__ = __call__ = __bool__ = _refuse
 
 
 _DONATED = _Donated()
@@ -135,6 +145,12 @@ def init_state(
     Raises:
         ValueError: both an optimiser and an ``opt_state`` are given.
         TypeError: ``params`` holds no tensor, or ``optimizer`` or ``average`` is something else.
+
+    Example:
+        >>> model, params, buffers = hf.functional(lambda: torch.nn.Linear(2, 1))
+        >>> state = hf.init_state(params, hf.optim.sgd(0.1), buffers=buffers, seed=0)
+        >>> state.counters, state.cursor.epoch, sorted(state.params)
+        (Counters(iteration=0, micro_step=0), 0, ['bias', 'weight'])
     """
     if optimizer is not None and opt_state is not None:
         raise ValueError("give optimizer or opt_state, not both: optimizer.init(params) would overwrite opt_state")
@@ -193,7 +209,15 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def step_key(state: Any, name: str) -> Key:
-    """The key of this iteration for one named purpose: a function of the seed, the name and the position."""
+    """The key of this iteration for one named purpose: a function of the seed, the name and the position.
+
+    Example:
+        >>> state = hf.init_state({"w": torch.zeros(1)}, seed=0)
+        >>> torch.equal(hf.step_key(state, "noise"), hf.step_key(state, "noise"))
+        True
+        >>> torch.equal(hf.step_key(state, "noise"), hf.step_key(state, "mixup"))
+        False
+    """
     return consecutive(state.key, name, state.counters.micro_step, 1)[0]
 
 

@@ -62,6 +62,16 @@ def make_step(
         ValueError: in a step, the loss does not depend on the params, a metric has a name that the step
             itself logs, ``optimizer`` or ``average`` are not those that made the state, or fp16 has no loss scale.
         NotTraceable: in a step, what is to be compiled cannot be; the message names the line.
+
+    Example:
+        >>> def loss_fn(params, buffers, batch, key):
+        ...     return (params["w"] - batch).square().mean()
+        ...
+        >>> optimizer = hf.optim.sgd(0.5)
+        >>> step = hf.make_step(loss_fn, optimizer)
+        >>> state = step(hf.init_state({"w": torch.tensor(0.0)}, optimizer), torch.tensor([3.0]))
+        >>> state.params["w"].item(), state.metrics["loss"].item()
+        (3.0, 9.0)
     """
     gradients = gradients_of(cast_by(loss_fn, precision), around_grad)
     check_optimizer(optimizer)

@@ -94,7 +94,12 @@ def _paths(treespec: optree.PyTreeSpec) -> tuple[str, ...]:
 
 
 def paths(tree: Tree) -> list[str]:
-    """The path of each leaf in canonical order, such as ``params['head.weight']``; ``''`` for a bare leaf."""
+    """The path of each leaf in canonical order, such as ``params['head.weight']``; ``''`` for a bare leaf.
+
+    Example:
+        >>> hf.tree.paths({"head": {"weight": torch.zeros(2)}, "layers": [torch.zeros(1), 3]})
+        ["['head']['weight']", "['layers'][0]", "['layers'][1]"]
+    """
     # The compiler looks through a cache, but warns of it.
     find = _paths.__wrapped__ if torch.compiler.is_compiling() else _paths
     return list(find(structure(tree)))
@@ -220,6 +225,12 @@ def diff(left: Tree, right: Tree) -> list[Difference]:
 
     NaN equals NaN of the same bits and 0.0 differs from -0.0. Devices and strides are placement,
     not value, and are not compared.
+
+    Example:
+        >>> for difference in hf.tree.diff({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 2.5])}):
+        ...     print(difference)
+        ...
+        ['w']: 1 of 2 elements, first at [1]: 2.0 != 2.5
     """
     here, there = dict(items(left)), dict(items(right))
     found = [Difference(path, "missing on the right", describe(here[path]), "-") for path in here if path not in there]
@@ -242,7 +253,14 @@ def equal(left: Tree, right: Tree) -> bool:
 
 
 def digest(tree: Tree) -> str:
-    """A SHA-256 over paths, types, dtypes, shapes and bits: equal trees, equal digests, on any device."""
+    """A SHA-256 over paths, types, dtypes, shapes and bits: equal trees, equal digests, on any device.
+
+    Example:
+        >>> hf.tree.digest({"b": 0.0, "a": 1}) == hf.tree.digest({"a": 1, "b": 0.0})
+        True
+        >>> hf.tree.digest(0.0) == hf.tree.digest(-0.0)
+        False
+    """
     return digest_items(items(tree))
 
 

@@ -27,6 +27,10 @@ class Cursor(NamedTuple):
 
     Always normalised: after the last batch of epoch e it reads ``(e + 1, 0)``, so ``epoch`` is the
     number of completed epochs. ``position`` is a stream's own position and ``None`` for map-style data.
+
+    Example:
+        >>> hf.Cursor(epoch=2, batch=5)
+        Cursor(phase=0, epoch=2, batch=5, position=None)
     """
 
     phase: int = 0
@@ -247,7 +251,12 @@ class Reason(enum.Enum):
 
     @property
     def finished(self) -> bool:
-        """Whether running again would train nothing more."""
+        """Whether running again would train nothing more.
+
+        Example:
+            >>> hf.Reason.TOTAL.finished, hf.Reason.TIME.finished
+            (True, False)
+        """
         return self not in (Reason.SIGNAL, Reason.TIME, Reason.NON_FINITE)
 
 

@@ -50,6 +50,16 @@ def unroll(step: Step, state: TrainState, batches: Iterable[Any], *, remat: Rema
         ValueError: ``remat`` is less than 1 or an unknown word, or given in a compiled region; or the step closes
             over a tensor that requires grad, which would be forgotten.
         TypeError: the step returned something else than a `TrainState`; or ``remat`` is of another kind.
+
+    Example:
+        >>> def step(state, batch):
+        ...     return state.replace(params={"w": state.params["w"] * batch})
+        ...
+        >>> def final(w):
+        ...     return hf.unroll(step, hf.init_state({"w": w}), [2.0, 3.0]).params["w"]
+        ...
+        >>> torch.func.grad(final)(torch.tensor(1.0))
+        tensor(6.)
     """
     items = list(batches)
     length = _segment_length(remat, len(items))

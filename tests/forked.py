@@ -70,7 +70,7 @@ def stay_with_the_server() -> None:
 
 
 def _run_file(words: list[str], cwd: str, said: str) -> None:
-    _begin(words, said, str(Path(said).with_suffix(".stderr")))
+    begin(words, said, str(Path(said).with_suffix(".stderr")))
     os.chdir(cwd)
     warnings.simplefilter("error", UserWarning)
     sys.path[0] = str(Path(words[0]).parent)
@@ -78,13 +78,13 @@ def _run_file(words: list[str], cwd: str, said: str) -> None:
 
 
 def _run_module(words: list[str], said: str, env: dict[str, str]) -> None:
-    _begin(words, said, said)
+    begin(words, said, said)
     os.environ.update(env)
     sys.path[:] = env["PYTHONPATH"].split(os.pathsep)
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
-def _begin(words: list[str], out: str, err: str) -> None:
+def begin(words: list[str], out: str, err: str) -> None:
     """Become like a program started by hand: a command line, files to write to, workers that are forks."""
     for stream, path in ((sys.stdout, out), (sys.stderr, err)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -110,6 +110,16 @@ def restore(
             or two leaves go by one name. With ``strict``: a chosen leaf has no place, or does not fit.
         TypeError: ``only`` or ``rename`` is something else.
         CheckpointError: there is no checkpoint, or it is damaged.
+
+    Example:
+        >>> cfg = hf.RunConfig(unit="epoch", total=1, root="pretrained", progress=False)
+        >>> trained = hf.init_state({"body": torch.ones(2), "head": torch.ones(1)})
+        >>> result = hf.run(lambda state, batch: state, trained, hf.Loader(torch.arange(4), 2), cfg)
+        >>> fresh = {"body": torch.zeros(2), "head": torch.zeros(1)}
+        >>> path = "pretrained/checkpoints/run_epoch_1_iter_2"
+        >>> params, report = hf.restore(path, fresh, only="params.body", rename={"params": ""})
+        >>> params["body"].tolist(), params["head"].tolist(), report.unchosen
+        ([1.0, 1.0], [0.0], ())
     """
     root = Path(path)
     contents = open_contents(newest_valid(OS, root).path if (root / "checkpoints").is_dir() else root)

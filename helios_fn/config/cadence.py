@@ -11,7 +11,12 @@ from .checks import check_choice, check_count
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Every:
-    """A cadence: every ``n`` iterations or epochs, whatever the unit of the run."""
+    """A cadence: every ``n`` iterations or epochs, whatever the unit of the run.
+
+    Example:
+        >>> hf.RunConfig(unit="epoch", total=3, log_every=hf.Every(10, "iteration")).cadence("log_every")
+        Every(n=10, unit='iteration')
+    """
 
     n: int
     unit: UnitName

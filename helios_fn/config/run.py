@@ -82,6 +82,12 @@ class RunConfig:
             `make_step` can, and rests under ``non_finite="skip"``.
         progress: show progress on the console.
         device: where batches are moved before they reach the step; ``None`` leaves them.
+
+    Example:
+        >>> hf.RunConfig(unit="epoch", total=3, accumulation_steps=4)
+        Traceback (most recent call last):
+            ...
+        ValueError: accumulation_steps=4 needs unit='iteration'. In the epoch unit the optimiser...
     """
 
     unit: UnitName

@@ -66,6 +66,10 @@ def from_dataloader(loader: DataLoader[Any]) -> Loader:
     Raises:
         ValueError: it cannot be made exact; says what to do instead.
         TypeError: it is no map-style `DataLoader`.
+
+    Example:
+        >>> hf.data.from_dataloader(torch.utils.data.DataLoader(torch.arange(10), batch_size=4, shuffle=True))
+        Loader(length=10, batch_size=4, order='shuffled', drop_last=False, batches_per_epoch=3, workers=0)
     """
     if not isinstance(loader, DataLoader):
         raise TypeError(f"from_dataloader needs a torch DataLoader, got {type(loader).__name__}")

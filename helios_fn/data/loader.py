@@ -75,6 +75,14 @@ class Loader:
     Raises:
         ValueError: a value is out of range, or there is not one batch in an epoch.
         TypeError: the dataset or another argument is of a kind that cannot be read.
+
+    Example:
+        >>> loader = hf.Loader(torch.arange(10), batch_size=4, shuffle=False)
+        >>> [batch.tolist() for batch in loader.epoch(hf.random.key(0))]
+        [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        >>> shuffled = loader.replace(shuffle=True)
+        >>> sorted(torch.cat([*shuffled.epoch(hf.random.key(0), 3)]).tolist()) == list(range(10))
+        True
     """
 
     dataset: Any
@@ -178,11 +186,22 @@ class Loader:
         """A loader whose epochs end after ``batches`` batches, or after that fraction of them (at least one).
 
         With a shuffled order, which samples these are differs from epoch to epoch.
+
+        Example:
+            >>> loader = hf.Loader(torch.arange(100), batch_size=10)
+            >>> len(loader.limit(0.25)), len(loader.limit(3))
+            (2, 3)
         """
         return self.replace(batches=batches)
 
     def overfit(self, batches: float) -> Loader:
-        """A loader of the same first batches (so many, or a float's fraction of them), unshuffled, in every epoch."""
+        """A loader of the same first batches (so many, or a float's fraction of them), unshuffled, in every epoch.
+
+        Example:
+            >>> tiny = hf.Loader(torch.arange(100), batch_size=2).overfit(2)
+            >>> [batch.tolist() for batch in tiny.epoch(hf.random.key(0), epoch=7)]
+            [[0, 1], [2, 3]]
+        """
         if self.batch_size is None:
             raise ValueError("overfit needs a loader with a batch_size")
         first = portion(batches, self._plan.batches) if type(batches) is float else batches

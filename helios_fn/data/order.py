@@ -73,6 +73,11 @@ class CustomOrder:
             It may leave out samples or repeat them.
         samples: how many indices it returns; default the dataset's length.
         label: identifies the order in checkpoints; default the function's name.
+
+    Example:
+        >>> evens = hf.data.CustomOrder(lambda key, epoch, n: range(0, n, 2), samples=5)
+        >>> [batch.tolist() for batch in hf.Loader(torch.arange(10), 2, order=evens).epoch(hf.random.key(0))]
+        [[0, 2], [4, 6], [8]]
     """
 
     function: Callable[[Key, int, int], Iterable[int]]
@@ -147,6 +152,13 @@ def window(key: Key, phase: int, epoch: int, n: int, lo: int, hi: int) -> Indice
 
     Law: over ``0 <= lo < hi <= n`` each of the ``n`` samples stands at exactly one position, and
     windows do not depend on where they are cut.
+
+    Example:
+        >>> key = hf.random.key(0)
+        >>> [hf.data.window(key, 0, epoch, 8, 0, 8).tolist() for epoch in (0, 1)]
+        [[5, 1, 2, 7, 3, 0, 6, 4], [4, 2, 5, 3, 0, 6, 1, 7]]
+        >>> hf.data.window(key, 0, 0, 8, 4, 8).tolist()
+        [3, 0, 6, 4]
     """
     return permutation(epoch_key(key, phase, epoch), n)(lo, hi)
 

@@ -18,6 +18,13 @@ class Phases:
         sources: the source of each phase.
         advance: ``advance[p](state)`` is true when phase p is to be left; one for each phase but the
             last. A pure function of the state, or a resumed run would change phase at another time.
+
+    Example:
+        >>> easy, hard = hf.Loader(torch.arange(4), 2), hf.Loader(torch.arange(100), 2)
+        >>> phases = hf.Phases([easy, hard], advance=[lambda state: state.cursor.epoch >= 3])
+        >>> state = hf.init_state({"w": torch.zeros(1)})
+        >>> phases.should_advance(0, state), phases.should_advance(0, state.replace(cursor=hf.Cursor(epoch=3)))
+        (False, True)
     """
 
     def __init__(self, sources: Sequence[Source], advance: Sequence[Callable[[Any], Any]]) -> None:

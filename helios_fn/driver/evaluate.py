@@ -28,6 +28,14 @@ class Validator:
     Each call sees the same batches and the same random draws, derived from the run's seed alone. Several processes
     share the batches, and all get the result over all of them: the same bits whatever their number. Where parameters
     are sharded, each process evaluates every batch.
+
+    Example:
+        >>> def eval_fn(params, buffers, batch):
+        ...     return hf.Aux(weight=len(batch), metrics={"mean": batch.float().mean()})
+        ...
+        >>> validate = hf.Validator(eval_fn, hf.Loader(torch.arange(10), 4))
+        >>> validate(hf.init_state({"w": torch.zeros(1)}))
+        {'mean': 4.5}
     """
 
     def __init__(

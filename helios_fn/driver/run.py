@@ -81,6 +81,15 @@ def run(
         CheckpointError: the root cannot be used, or the wanted checkpoint does not exist.
         ResumeRefused: the newest checkpoint belongs to another run.
         RunFailed: step, loader, validation or an observer raised; the last complete state is saved.
+
+    Example:
+        >>> def step(state, batch):
+        ...     return state.replace(params={"sum": state.params["sum"] + batch.sum()})
+        ...
+        >>> cfg = hf.RunConfig(unit="epoch", total=2, progress=False)
+        >>> result = hf.run(step, hf.init_state({"sum": torch.tensor(0)}), hf.Loader(torch.arange(10), 4), cfg)
+        >>> result.state.params["sum"].item(), result.state.counters, result.reason.value
+        (90, Counters(iteration=6, micro_step=6), 'the total was reached')
     """
     states = _states(
         step,
@@ -124,6 +133,16 @@ def iterate(
     For people who keep their own loop. Leaving it early saves the last state, as `run` does at its
     end. After a rollback, iterations come again. The generator's return value is the `Result`. Arguments
     and errors are those of `run`. With ``donate=True`` a state is good until the next one is asked for.
+
+    Example:
+        >>> def step(state, batch):
+        ...     return state.replace(params={"sum": state.params["sum"] + batch.sum()})
+        ...
+        >>> cfg = hf.RunConfig(unit="iteration", total=3, progress=False)
+        >>> loader = hf.Loader(torch.arange(6), 2, shuffle=False)
+        >>> start = hf.init_state({"sum": torch.tensor(0)})
+        >>> [state.params["sum"].item() for state in hf.iterate(step, start, loader, cfg)]
+        [1, 6, 15]
     """
     return _states(
         step,

@@ -49,6 +49,11 @@ def stack(states: Sequence[TrainState]) -> TrainState:
         ValueError: there are no states, or two of them differ in structure, shape, dtype, a Python scalar, or
             how far they have been trained; the message names the path.
         TypeError: something is not a `TrainState`, or is an ensemble already.
+
+    Example:
+        >>> states = [hf.init_state({"w": torch.tensor([value])}, seed=seed) for seed, value in enumerate((1.0, 2.0))]
+        >>> hf.stack(states).params["w"].tolist()
+        [[1.0], [2.0]]
     """
     states = list(states)
     _check_states(states)
@@ -71,7 +76,13 @@ def stack(states: Sequence[TrainState]) -> TrainState:
 
 
 def unstack(state: TrainState) -> list[TrainState]:
-    """The members as states of their own, which `run` could go on with alone; see `member`."""
+    """The members as states of their own, which `run` could go on with alone; see `member`.
+
+    Example:
+        >>> states = [hf.init_state({"w": torch.tensor([value])}) for value in (1.0, 2.0)]
+        >>> [hf.tree.equal(*pair) for pair in zip(states, hf.unstack(hf.stack(states)))]
+        [True, True]
+    """
     return [member(state, index) for index in range(size(state))]
 
 

@@ -60,8 +60,11 @@ def _resolved(key: str, value: Any, source: Source, path: Path) -> Any:
     """An option as the constructor gets it: itself, or the part that it describes."""
     if key in _ONE and _is_part(value):
         return create(_ONE[key], _part(value), source, path)
-    if key in _MANY and isinstance(value, list) and value and all(map(_is_part, value)):
-        return [create(_MANY[key], _part(each), source, (*path, str(at))) for at, each in enumerate(value)]
+    if key in _MANY and isinstance(value, list) and value:
+        registry = _MANY[key]
+        # A plain name is a part where it is one; else it may be any text that the constructor wants.
+        if all(_is_part(each) or (isinstance(each, str) and each in registry) for each in value):
+            return [create(registry, _part(each), source, (*path, str(at))) for at, each in enumerate(value)]
     return value
 
 
@@ -69,5 +72,7 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("name"), str)
 
 
-def _part(table: Mapping[str, Any]) -> Part:
+def _part(table: Mapping[str, Any] | str) -> Part:
+    if isinstance(table, str):
+        return Part(table, {})
     return Part(table["name"], {key: value for key, value in table.items() if key != "name"})

@@ -17,7 +17,8 @@ class Part:
     In a file a table with ``name`` and the options, ``model = {name = "cnn", width = 32}``, or the name alone,
     ``model = "cnn"``. Options are numbers, texts, truth values, dates, lists and tables. An option that is called
     like a kind of part (``network``, ``dataset``, ``transform``, ``metric``, ...; ``lr`` for a schedule) and is a table
-    with a name is such a part itself; so is each item of a list that is called by the plural (``metrics``).
+    with a name is such a part itself; so is each item of a list that is called by the plural (``metrics``), where
+    a registered name alone will do.
     """
 
     name: str

@@ -52,6 +52,12 @@ def ema(decay: float | Callable[[Any], Any] = 0.999, *, warmup: bool = False) ->
         TypeError: ``warmup`` is given for a function, which can have its own.
         ValueError: ``decay`` is not in ``0 <= decay < 1``; in ``update``, a function returned something that is not
             in ``0 <= decay <= 1`` (values of tensors are not looked at).
+
+    Example:
+        >>> average = hf.ema(0.5)
+        >>> shadow = average.init({"w": torch.tensor(0.0)})
+        >>> average.update(shadow, {"w": torch.tensor(8.0)}, count=1)["w"].item()
+        4.0
     """
     if callable(decay):
         if warmup:

@@ -44,6 +44,13 @@ def freeze(
     Raises:
         TypeError: ``model`` does not come from `functional`.
         ValueError: a pattern matches no parameter.
+
+    Example:
+        >>> network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+        >>> model, params, buffers = hf.functional(network)
+        >>> model, params, buffers = hf.freeze(model, params, buffers, "0.*")
+        >>> sorted(params), sorted(buffers)
+        (['1.bias', '1.weight'], ['0.bias', '0.weight'])
     """
     return _split(model, params, buffers, patterns, trainable=False)
 

@@ -51,7 +51,7 @@ def functional(
             neither "scope" nor "keyed".
 
     Example:
-        >>> model, params, buffers = functional(lambda: torch.nn.Linear(3, 2), seed=0)
+        >>> model, params, buffers = hf.functional(lambda: torch.nn.Linear(3, 2), seed=0)
         >>> output, buffers = model(params, buffers, torch.zeros(5, 3))
         >>> output.shape
         torch.Size([5, 2])

@@ -61,7 +61,7 @@ def value_and_grad(
         ValueError: the value is not 0-d.
 
     Example:
-        >>> value_and_grad(lambda params: (params["w"] ** 2).sum())({"w": torch.tensor([1.0, 2.0])})
+        >>> hf.value_and_grad(lambda params: (params["w"] ** 2).sum())({"w": torch.tensor([1.0, 2.0])})
         (tensor(5.), {'w': tensor([2., 4.])})
     """
     flatten_params, flatten_rest, flatten_aux = tree.Flattener(), tree.Flattener(), tree.Flattener()
@@ -107,7 +107,13 @@ def grad(
     has_aux: bool = False,
     higher_order: bool = False,
 ) -> Callable[..., Any]:
-    """Like `value_and_grad`, but returns ``grads``, or ``(grads, aux)`` with ``has_aux``."""
+    """Like `value_and_grad`, but returns ``grads``, or ``(grads, aux)`` with ``has_aux``.
+
+    Example:
+        >>> gradient = hf.grad(lambda params, x: (params["w"] * x).sum())
+        >>> gradient({"w": torch.tensor([1.0, 2.0])}, torch.tensor([3.0, 4.0]))
+        {'w': tensor([3., 4.])}
+    """
     both = value_and_grad(fn, argnum=argnum, has_aux=has_aux, higher_order=higher_order)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:

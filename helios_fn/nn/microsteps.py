@@ -59,6 +59,16 @@ def microsteps(grad_fn: GradFn, state: Any, batch: Any, *, reduce: Reduce | None
         ValueError: a weight is negative or not finite, a metric is not 0-d, micro-batches disagree on
             their metrics or on which buffers they change, or there are none.
         PeerLost: another process is missing.
+
+    Example:
+        >>> def loss_fn(params, buffers, batch, key):
+        ...     return (params["w"] * batch).mean(), hf.Aux(weight=len(batch))
+        ...
+        >>> state = hf.init_state({"w": torch.tensor(1.0)})
+        >>> batch = hf.MicroBatches((torch.tensor([1.0, 1.0, 1.0]), torch.tensor([5.0])), start=0, count=2)
+        >>> mean = hf.microsteps(hf.value_and_grad(loss_fn, has_aux=True), state, batch)
+        >>> mean.loss.item(), mean.grads["w"].item(), mean.weight
+        (2.0, 2.0, 4.0)
     """
     return mean_over(grad_fn, state.params, state.buffers, batch, micro_keys(state, batch), reduce=reduce)
 

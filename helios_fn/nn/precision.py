@@ -41,7 +41,7 @@ def autocast(fn: F, dtype: torch.dtype = torch.bfloat16) -> F:
     Example:
         >>> def product(params, x):
         ...     return (x @ params["w"]).dtype
-        >>> autocast(product)({"w": torch.ones(2, 2)}, torch.ones(1, 2))
+        >>> hf.autocast(product)({"w": torch.ones(2, 2)}, torch.ones(1, 2))
         torch.bfloat16
     """
     if not callable(fn):

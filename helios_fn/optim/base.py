@@ -74,6 +74,14 @@ def chain(*parts: Any) -> Any:  # type: ignore[misc] # mypy does not match *Any 
     Raises:
         TypeError: a part is neither a `Transform` nor an `Optimizer`.
         ValueError: there are no parts, or an optimiser stands anywhere but last.
+
+    Example:
+        >>> optimizer = hf.optim.chain(hf.optim.clip_by_value(1.0), hf.optim.sgd(0.5))
+        >>> params = {"w": torch.tensor([1.0, 2.0])}
+        >>> grads = {"w": torch.tensor([4.0, -4.0])}
+        >>> params, opt_state = optimizer.update(grads, optimizer.init(params), params)
+        >>> params["w"].tolist()
+        [0.5, 2.5]
     """
     if not parts:
         raise ValueError("chain() needs at least one transform or optimiser")

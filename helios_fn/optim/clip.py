@@ -46,6 +46,12 @@ def clip_by_value(limit: float) -> Transform:
 
     Raises:
         ValueError: ``limit`` is not above 0.
+
+    Example:
+        >>> transform = hf.optim.clip_by_value(1.0)
+        >>> grads, state = transform.update({"w": torch.tensor([-3.0, 0.5])}, transform.init({}), {})
+        >>> grads["w"].tolist()
+        [-1.0, 0.5]
     """
     limit = positive("limit", limit)
     return stateless("clip_by_value", {"limit": limit}, functools.partial(_by_value, limit=limit))
@@ -58,7 +64,7 @@ def global_norm(tensors: Tree) -> torch.Tensor:
     Sharded tensors count as a whole: then all processes must call this.
 
     Example:
-        >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+        >>> hf.optim.global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
         tensor(5.)
     """
     leaves = tree.tensors(tensors)
@@ -79,6 +85,11 @@ def clip_gradients(grads: Tree, max_norm: float) -> tuple[Tree, torch.Tensor]:
 
     Raises:
         ValueError: ``max_norm`` is not above 0.
+
+    Example:
+        >>> grads, norm = hf.optim.clip_gradients({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, 10.0)
+        >>> norm.item(), grads["a"].item()
+        (5.0, 3.0)
     """
     max_norm = positive("max_norm", max_norm)
     leaves, treespec = tree.flatten(grads)

@@ -52,6 +52,17 @@ def every(m: int, optimizer: Optimizer) -> Optimizer:
     Raises:
         TypeError: ``m`` is not an integer or ``optimizer`` not an `Optimizer`.
         ValueError: ``m`` is below 1; in ``update``, a weight is negative or not finite.
+
+    Example:
+        >>> optimizer = hf.optim.every(2, hf.optim.sgd(1.0))
+        >>> params = {"w": torch.tensor([0.0])}
+        >>> opt_state = optimizer.init(params)
+        >>> for gradient in (1.0, 3.0):
+        ...     params, opt_state = optimizer.update({"w": torch.tensor([gradient])}, opt_state, params)
+        ...     print(params["w"].item(), optimizer.count(opt_state))
+        ...
+        0.0 0
+        -2.0 1
     """
     if not isinstance(optimizer, Optimizer):
         remedy = ": chain it with an optimiser" if isinstance(optimizer, Transform) else hint(optimizer)

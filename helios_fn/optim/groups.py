@@ -52,6 +52,17 @@ def groups(patterns: Mapping[str, Optimizer | None], *, default: Optimizer | Non
         TypeError: a pattern is not a string, or what it stands for neither an `Optimizer` nor ``None``.
         ValueError: there are no patterns; in ``init``, a pattern matches no parameter, or only some that
             earlier ones took.
+
+    Example:
+        >>> optimizer = hf.optim.groups({"*.bias": None}, default=hf.optim.sgd(1.0))
+        >>> params = {"head.weight": torch.tensor([1.0]), "head.bias": torch.tensor([1.0])}
+        >>> params, _ = optimizer.update({name: torch.ones(1) for name in params}, optimizer.init(params), params)
+        >>> {name: param.item() for name, param in params.items()}
+        {'head.weight': 0.0, 'head.bias': 1.0}
+        >>> hf.optim.groups({"*.gain": None}, default=hf.optim.sgd(1.0)).init(params)
+        Traceback (most recent call last):
+            ...
+        ValueError: the pattern '*.gain' matches no parameter; names close to it: 'head.bias', 'head.weight'
     """
     if not isinstance(patterns, Mapping) or not patterns:
         raise ValueError(

@@ -87,8 +87,8 @@ def loss_scale(opt_state: Tree) -> LossScaleState | None:
     Looked for in what stands around it: `chain`, `every` and other wrappers.
 
     Example:
-        >>> optimizer = every(4, loss_scaled(adamw(1e-3)))
-        >>> loss_scale(optimizer.init({"w": torch.zeros(3)})).scale
+        >>> optimizer = hf.optim.every(4, hf.optim.loss_scaled(hf.optim.adamw(1e-3)))
+        >>> hf.optim.loss_scale(optimizer.init({"w": torch.zeros(3)})).scale
         tensor(65536.)
     """
     if isinstance(opt_state, LossScaleState):

@@ -53,6 +53,11 @@ def tunable(factory: Callable[..., Optimizer], /, **hyper: Any) -> Optimizer:
         TypeError: ``factory`` makes no native optimiser, or does not take ``hyper``.
         ValueError: a hyperparameter is out of range, or none of them is a float; in ``update``, one was changed
             to a value out of range, or to 0 where the algorithm would then have no memory (momentum).
+
+    Example:
+        >>> optimizer = hf.optim.tunable(hf.optim.sgd, lr=0.5)
+        >>> optimizer.init({"w": torch.zeros(1)}).hyper
+        {'lr': tensor(0.5000, dtype=torch.float64)}
     """
     made = factory(**hyper) if callable(factory) and not isinstance(factory, type) else None
     native = getattr(getattr(made, "update", None), "__self__", None)

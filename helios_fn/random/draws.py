@@ -174,6 +174,10 @@ def randint(
 
     Raises:
         ValueError: ``high - low`` is not in [1, 2**32]. For wider ranges draw `bits` of width 64.
+
+    Example:
+        >>> hf.random.randint(hf.random.key(0), (8,), high=10).tolist()
+        [8, 6, 3, 0, 3, 2, 4, 4]
     """
     span = high - low
     if not 1 <= span <= 1 << 32:
@@ -192,6 +196,10 @@ def permutation(key: Key, n: int, *, device: torch.device | str | None = None) -
 
     Sorting takes memory and time for all n elements at once; equal numbers (a chance of n**2 / 2**65)
     keep their order.
+
+    Example:
+        >>> hf.random.permutation(hf.random.key(0), 5).tolist()
+        [1, 0, 3, 4, 2]
     """
     return torch.argsort(bits(key, (n,), width=64, device=device), stable=True)
 

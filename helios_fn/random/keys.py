@@ -43,6 +43,10 @@ def key(seed: SupportsIndex) -> Key:
     Raises:
         TypeError: ``seed`` is not an integer; booleans and floats are refused.
         ValueError: ``seed`` does not fit 64 bits.
+
+    Example:
+        >>> hf.random.key(6691).tolist()
+        [6691, 0]
     """
     return pack((_checked_int("seed", seed) & MASK64, 0))
 
@@ -61,6 +65,13 @@ def fold_in(key: Key, /, *data: SupportsIndex | str) -> Key:
     Raises:
         TypeError: a datum is of another type (booleans and floats too), or ``key`` is not a key.
         ValueError: an integer does not fit 64 bits.
+
+    Example:
+        >>> root = hf.random.key(0)
+        >>> hf.random.fold_in(root, "dropout", 7).tolist()
+        [7171116816601126851, 3512395542729763613]
+        >>> torch.equal(hf.random.fold_in(root, "dropout", 7), hf.random.fold_in(hf.random.fold_in(root, "dropout"), 7))
+        True
     """
     words = host_words(key)
     if words is None:
@@ -155,6 +166,11 @@ def split(key: Key, n: int = 2, /) -> torch.Tensor:
     Raises:
         TypeError: ``n`` is not an integer, or ``key`` is not a key.
         ValueError: ``n`` is negative.
+
+    Example:
+        >>> first, second = hf.random.split(hf.random.key(0))
+        >>> torch.equal(second, hf.random.split(hf.random.key(0), 5)[1])
+        True
     """
     words = host_words(key)
     if _checked_int("n", n) < 0:

@@ -72,6 +72,19 @@ class Registry(Generic[T]):
         Raises:
             ValueError: the name is taken, with both places; or it is no name.
             TypeError: what is registered cannot be called.
+
+        Example:
+            >>> from helios_fn.registry import MODELS, create_model
+            >>> @MODELS.register
+            ... def line(width: int = 1):
+            ...     return torch.nn.Linear(width, 1)
+            ...
+            >>> create_model("line", width=3)
+            Linear(in_features=3, out_features=1, bias=True)
+            >>> create_model("lime")
+            Traceback (most recent call last):
+                ...
+            ValueError: there is no model 'lime'; did you mean 'line'?...
         """
         if not isinstance(target, str):
             name = getattr(target, "__name__", None)

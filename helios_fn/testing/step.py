@@ -64,6 +64,17 @@ def check_step(
         LawBroken: two calls differ, a kernel is not deterministic, a loss or gradient is not finite, a metric is
             negative, or parameters have no gradient or did not change; names the leaf, the metric or the kernel.
         ValueError: a name is not known, or gradients are expected of a hand-written step without ``loss_fn``.
+
+    Example:
+        >>> from helios_fn.testing import check_step
+        >>> def step(state, batch):
+        ...     state.params["w"].add_(batch.sum())
+        ...     return state
+        ...
+        >>> check_step(step, hf.init_state({"w": torch.zeros(1)}), torch.ones(2))
+        Traceback (most recent call last):
+            ...
+        helios_fn.errors.PurityError: the step wrote to its input at params['w']: it must return...
     """
     names = _checked_names(state.params, except_for)
     expected = [name for name in names if name not in except_for]

@@ -9,8 +9,6 @@ import pytest
 
 from ..forked import Script
 
-pytest.importorskip("helios_fn.testing.accumulation")  # the guide's third fault is this law's
-
 GUIDE = Path(__file__).parents[2] / "examples/guides/proving.md"
 _NUMBER = re.compile(r"[-+]?\b\d[\d.,]*(?:e[-+]?\d+)?\b")
 

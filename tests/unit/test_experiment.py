@@ -428,6 +428,12 @@ class TestBuilt:
         assert tree.digest(state.averages) == tree.digest(result.state.averages)
         assert set(state.metrics) == {"loss", "accuracy", "top_k", "learning_rate"}
 
+    def test_metrics_may_be_named_alone(self):
+        """As transforms and sinks may be."""
+        plain = TEXT.replace('{name = "accuracy"}', '"accuracy"')
+        found, expected = (hf.Experiment.loads(text).build().run().state for text in (plain, TEXT))
+        assert tree.equal(found.metrics, expected.metrics)
+
     def test_validation_is_the_loss_in_eval_form(self):
         """With its metrics, over [valid], and equal to a test of the same data."""
         built = hf.Experiment.loads(TEXT).build()

@@ -25,6 +25,11 @@ def piecewise(boundaries: Sequence[int], values: Sequence[Rate]) -> Schedule:
 
     Raises:
         ValueError: ``values`` has not exactly one entry more than ``boundaries``, or these do not increase.
+
+    Example:
+        >>> rate = hf.schedules.piecewise([2, 4], [hf.schedules.linear_warmup(1.0, 2), 1.0, 0.125])
+        >>> [rate(count) for count in range(6)]
+        [0.0, 0.5, 1.0, 1.0, 0.125, 0.125]
     """
     starts = [0, *(whole(f"boundaries[{i}]", boundary) for i, boundary in enumerate(boundaries))]
     if any(low >= high for low, high in itertools.pairwise(starts)):
@@ -53,6 +58,11 @@ def warmup_cosine(
 
     Raises:
         ValueError: ``total_steps`` is not above ``warmup_steps``.
+
+    Example:
+        >>> rate = hf.schedules.warmup_cosine(1.0, warmup_steps=4, total_steps=8)
+        >>> [rate(count) for count in (0, 1, 2, 4, 8, 9)]
+        [0.0, 0.25, 0.5, 1.0, 0.0, 0.0]
     """
     peak, start, end = number("peak", peak), number("start", start), number("end", end)
     warmup_steps = whole("warmup_steps", warmup_steps, low=0)

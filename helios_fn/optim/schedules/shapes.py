@@ -21,6 +21,11 @@ def linear(start: float, end: float, steps: int) -> Schedule:
 
     Equals ``torch.optim.lr_scheduler.LinearLR`` with ``start_factor=start / base`` and
     ``end_factor=end / base``.
+
+    Example:
+        >>> rate = hf.schedules.linear(1.0, 0.0, 4)
+        >>> [rate(count) for count in range(6)]
+        [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     """
     start, end, steps = number("start", start), number("end", end), whole("steps", steps)
 
@@ -40,6 +45,13 @@ def cosine(start: float, steps: int, end: float = 0.0) -> Schedule:
 
     Equals ``torch.optim.lr_scheduler.CosineAnnealingLR`` up to ``T_max``, after which that one rises
     again. From [Loshchilov and Hutter](https://arxiv.org/abs/1608.03983).
+
+    Example:
+        >>> rate = hf.schedules.cosine(1.0, steps=2)
+        >>> [round(rate(count), 6) for count in (0, 1, 2, 100)]
+        [1.0, 0.5, 0.0, 0.0]
+        >>> rate
+        cosine(start=1.0, steps=2, end=0.0)
     """
     start, end, steps = number("start", start), number("end", end), whole("steps", steps)
 
@@ -53,6 +65,11 @@ def step_decay(start: float, every: int, factor: float = 0.1) -> Schedule:
     """``start``, multiplied by ``factor`` (in (0, 1]) after each ``every`` updates.
 
     Equals ``torch.optim.lr_scheduler.StepLR``.
+
+    Example:
+        >>> rate = hf.schedules.step_decay(1.0, every=2, factor=0.5)
+        >>> [rate(count) for count in range(6)]
+        [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     """
     start, every, factor = number("start", start), whole("every", every), _decay("factor", factor)
     return Schedule(

@@ -30,6 +30,12 @@ def masked(transform: Transform, patterns: Patterns) -> Transform:
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: there are no patterns; in ``init``, a pattern matches no parameter.
+
+    Example:
+        >>> transform = hf.optim.masked(hf.optim.clip_by_value(1.0), "!*.bias")
+        >>> params = {"head.weight": torch.tensor([9.0]), "head.bias": torch.tensor([9.0])}
+        >>> transform.update(params, transform.init(params), params)[0]
+        {'head.weight': tensor([1.]), 'head.bias': tensor([9.])}
     """
     if not isinstance(transform, Transform):
         remedy = ": chain transforms before an optimiser" if isinstance(transform, Optimizer) else hint(transform)
