@@ -338,6 +338,6 @@ def _diff_tensor(path: str, left: torch.Tensor, right: torch.Tensor) -> Differen
     bytes_right = torch.frombuffer(bytearray(tensor_bytes(right)), dtype=torch.uint8).view(-1, size)
     differs = (bytes_left != bytes_right).any(dim=1).nonzero().flatten()
     first = int(differs[0])
-    index = [int(i) for i in torch.unravel_index(torch.tensor(first), left.shape)]
+    index = [int(i) for i in np.unravel_index(first, tuple(left.shape))]  # torch's own imports the compiler
     kind = f"{len(differs)} of {left.numel()} elements, first at {index}"
     return Difference(path, kind, *(repr(side.reshape(-1)[first].item()) for side in (left, right)))

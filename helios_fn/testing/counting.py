@@ -63,7 +63,7 @@ def check_counting(
             changed = {name: getattr(drawn, name) for name in names}
             _check(dataclasses.replace(job, cfg=dataclasses.replace(cfg, micro_batches=None, **changed)))
 
-        endless = _batches_per_epoch(job) is None
+        endless = batches_per_epoch(job) is None
         for_all(run_configs(max_total=6, units=("iteration",) if endless else ("iteration", "epoch")), holds, examples)
 
 
@@ -93,7 +93,7 @@ def _check(job: Job) -> None:
 
 def _check_course(job: Job, states: list[Any], trace: Trace) -> None:
     share = schedule.share_of(job.cfg)
-    per_epoch = _batches_per_epoch(job)
+    per_epoch = batches_per_epoch(job)
     walk = _walk(per_epoch, share.unit, share.micro_batches)
     for iteration, (cursor, counters, items) in enumerate(states):
         at, done, size = next(walk)
@@ -141,6 +141,7 @@ def job_loader(job: Job) -> Any:
     return as_source(job.new_loader())
 
 
-def _batches_per_epoch(job: Job) -> int | None:
+def batches_per_epoch(job: Job) -> int | None:
+    """How many batches an epoch of the first phase has; ``None`` for a stream."""
     source = job_loader(job)
     return (source.source(0) if isinstance(source, Phases) else source).batches_per_epoch

@@ -24,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from .. import driver, random
 from ..config import Every
 from ..types import Observer, Result
+from .counting import batches_per_epoch
 from .digests import differing
 from .folders import temporary_folder
 from .interrupt import Crash
@@ -60,6 +61,8 @@ def training_machine(
         LawBroken: (when it runs) says after which events the state is another one, and in which leaves.
     """
     numbers = list(workers) if make_loader is not None else [0]
+    by_iterations = cadences(units=("iteration",))
+    either = by_iterations if batches_per_epoch(job) is None else cadences()
 
     class TrainingMachine(_Machine):
         _job = job
@@ -67,7 +70,7 @@ def training_machine(
         _models: list[Model] = []  # noqa: RUF012 - made once for all examples
 
         @precondition(lambda self: self.states is None)
-        @rule(log=cadences(), checkpoint=cadences(units=("iteration",)), workers=st.sampled_from(numbers))
+        @rule(log=either, checkpoint=by_iterations, workers=st.sampled_from(numbers))
         def start(self, log: Every, checkpoint: Every, workers: int) -> None:
             """Start, or go on from the newest checkpoint."""
             self.begin(log, checkpoint, workers)
@@ -95,7 +98,6 @@ class _Machine(RuleBasedStateMachine):
         self.at: Any = None
         self.saved = -1
         self.legs = 0
-        self.finished = False
 
     def begin(self, log: Every, checkpoint: Every, workers: int) -> None:
         """Start the run, or resume it."""
@@ -106,7 +108,7 @@ class _Machine(RuleBasedStateMachine):
         loader = placed.new_loader() if self._make_loader is None else self._make_loader(workers)
         keywords = {**placed.keywords, "observers": [*placed.keywords.get("observers", ()), _Watching(self)]}
         self.states = driver.iterate(placed.step, placed.initial_state(), loader, cfg, **keywords)
-        self.step_on(0 if self.finished else 1)
+        self.step_on(1)
 
     def check_restart(self, state: Any) -> None:
         """A run goes on from its last checkpoint that is complete, or from a later one that was on its way."""
@@ -120,7 +122,7 @@ class _Machine(RuleBasedStateMachine):
         """Train, and notice the end."""
         assert self.states is not None
         try:
-            for _ in range(max(iterations, 1)):
+            for _ in range(iterations):
                 self.at = next(self.states)
         except StopIteration as end:
             self.states = None
@@ -129,8 +131,7 @@ class _Machine(RuleBasedStateMachine):
                 self.check_end(end.value)
 
     def check_end(self, result: Result) -> None:
-        """The end is that of the model, and an end."""
-        self.finished = True
+        """The end is that of the model, also where a finished run was started again."""
         if result.reason is not self.model.reason or result.state.counters.iteration != self.model.last:
             raise LawBroken(
                 f"the run ended after iteration {result.state.counters.iteration} ({result.reason.value}); without "
@@ -182,6 +183,10 @@ class _Machine(RuleBasedStateMachine):
         if self.at is None:
             return
         iteration = self.at.counters.iteration
+        if iteration > self.model.last:
+            raise LawBroken(
+                f"the run goes on in iteration {iteration}; without interruptions it ends after {self.model.last}"
+            )
         if (self.at.cursor, self.at.counters) != self.model.places[iteration]:
             raise LawBroken(
                 f"after iteration {iteration} the run is at {self.at.cursor}, {self.at.counters}; without "

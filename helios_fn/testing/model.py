@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from .. import driver, random
 from ..types import Observer, Reason
 from .digests import Digests, leaf_digests
+from .folders import temporary_folder
 from .laws import whole_run
 from .trace import Job
 
@@ -32,22 +34,30 @@ class Model:
 
 
 def model_of(job: Job) -> Model:
-    """One run that nothing interrupts, and where each of its iterations leads."""
+    """One run that nothing interrupts, and where each of its iterations leads.
+
+    Raises:
+        LawBroken: the step is not pure.
+        JobFailed: the job fails.
+    """
+    whole_run(job)  # tells what is wrong with it, if anything is
     states: list[Any] = []
 
-    class Noting(Observer):
+    class Starting(Observer):
         def on_start(self, info: Any, state: Any) -> None:
             states.append(state)
 
-        def on_iteration(self, state: Any) -> None:
-            states.append(state)
-
-    keywords = {**job.keywords, "observers": [*job.keywords.get("observers", ()), Noting()]}
-    trace = whole_run(dataclasses.replace(job, keywords=keywords))
-    assert trace.reason is not None
-    return Model(
-        [(state.cursor, state.counters) for state in states], [digests_of(state) for state in states], trace.reason
-    )
+    keywords = {**job.keywords, "observers": [*job.keywords.get("observers", ()), Starting()]}
+    with temporary_folder() as folder, random.preserved_globals():
+        placed = job.in_root(folder)
+        run = driver.iterate(placed.step, placed.initial_state(), placed.new_loader(), placed.cfg, **keywords)
+        try:
+            while True:
+                # As they are when all that is due has been done: a phase changes after observers have been told.
+                states.append(next(run))
+        except StopIteration as end:
+            reason = end.value.reason
+    return Model([(state.cursor, state.counters) for state in states], [digests_of(state) for state in states], reason)
 
 
 def digests_of(state: Any) -> Digests:

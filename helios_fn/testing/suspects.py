@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import dis
 import os
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ _SYSTEM = "draws from the operating system"
 _PROCESS = "depends on the process or the machine"
 _FILES = "reads what may change"
 _ADDRESS = "gives an address in memory"
+_HASH = "may give another number in each process"
 _SET = "makes a set, whose order may be another in each process"
 
 _KNOWN = {
@@ -34,12 +36,14 @@ _KNOWN = {
                      "platform.node", "posix.uname"], _PROCESS),
     **dict.fromkeys(["_io.open", "io.open", "posix.listdir", "posix.scandir", "posix.stat", "glob.glob", "glob.iglob",
                      "os.walk", "genericpath.getmtime", "genericpath.exists"], _FILES),
-    **dict.fromkeys(["builtins.id", "builtins.hash"], _ADDRESS),
+    **dict.fromkeys(["builtins.id"], _ADDRESS),
+    **dict.fromkeys(["builtins.hash"], _HASH),
     **dict.fromkeys(["builtins.set", "builtins.frozenset"], _SET),
 }  # fmt: skip
 # Of an object that is known only when the code runs, the name of the method must do.
 _METHODS = dict.fromkeys(("read_text", "read_bytes", "iterdir", "rglob"), _FILES)
 _UNKNOWN = object()
+_LITERAL = "a set"  # written as one, without a name
 
 
 class Suspect(NamedTuple):
@@ -50,6 +54,8 @@ class Suspect(NamedTuple):
     where: str
 
     def __str__(self) -> str:
+        if self.name == _LITERAL:
+            return f"{self.where} {self.does}"
         return f"{self.where} names {self.name}, which {self.does}"
 
 
@@ -82,7 +88,7 @@ def _in_code(code: types.CodeType, names: dict[str, Any], owner: str) -> Iterato
             names[str(each.argval)] = value if value is not _UNKNOWN and each.opname == "STORE_FAST" else _UNKNOWN
             value = _UNKNOWN
         elif each.opname in ("BUILD_SET", "SET_ADD"):
-            yield Suspect("a set", _SET, where)
+            yield Suspect(_LITERAL, _SET, where)
         elif each.opname.startswith("LOAD_") and isinstance(each.argval, str):
             if "ATTR" in each.opname or "METHOD" in each.opname:
                 value, spelled = _attribute(value, each.argval), f"{spelled}.{each.argval}"
@@ -98,8 +104,6 @@ def _in_code(code: types.CodeType, names: dict[str, Any], owner: str) -> Iterato
 
 
 def _imported(instruction: dis.Instruction, value: Any) -> Any:
-    import sys
-
     if instruction.opname == "IMPORT_NAME":
         return sys.modules.get(instruction.argval, _UNKNOWN)
     return _attribute(value, instruction.argval)

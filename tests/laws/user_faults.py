@@ -542,7 +542,9 @@ def the_process_number_in_the_step():
     processes("noise_by_process")
 
 
-@planted("resume_processes", "makes a set, whose order may be another in each process", "the data differ", apart=True)
+@planted(
+    "resume_processes", "makes a set, whose order may be another in each process", "The data differ first", apart=True
+)
 def a_set_as_the_order_of_the_data():
     processes("set_as_order")
 
