@@ -48,12 +48,14 @@ class Stopwatch:
 
     def waits(self) -> None:
         """From now on the data is waited for."""
-        self._mark("data_wait")
+        if profiler._is_profiler_enabled:
+            self._mark("data_wait")
         self._at = perf_counter()
 
     def received(self, delivery: Delivery) -> None:
         """The data is there, and the step begins."""
-        self._mark("step")
+        if profiler._is_profiler_enabled:
+            self._mark("step")
         now = perf_counter()
         self._waited += now - self._at
         self._at = now
@@ -70,7 +72,8 @@ class Stopwatch:
     def stepped(self) -> None:
         """The step has returned."""
         self._stepped += perf_counter() - self._at
-        self._mark(None)
+        if self._span is not None:
+            self._mark(None)
 
     def timed(self, part: str, action: Callable[..., _Returned], *arguments: Any) -> _Returned:
         """Call ``action``; its time belongs to ``part``."""
@@ -87,7 +90,7 @@ class Stopwatch:
                 self._spent[part] += taken
 
     def _mark(self, part: str | None) -> None:
-        """In the trace of a profiler, if one is running, end the span of one part and begin that of another."""
+        """In the trace of a profiler that is running, end the span of one part and begin that of another."""
         if self._span is not None:
             self._span.__exit__(None, None, None)
             self._span = None
