@@ -66,14 +66,18 @@ class Leg:
         try:
             final = train(self)
         except Exception as error:
-            said = str(error).strip().partition("\n")[0]
-            self._write({"error": f"{type(error).__name__}: {said}"})
+            self._write({"error": _in_words(error)})
         else:
             self._write({"final": {name: digest_of(tensors) for name, tensors in final.items()}})
 
     def _write(self, line: dict[str, Any]) -> None:
         with self._trace.open("a") as file:  # closed, so that it is with the system before a kill
             file.write(json.dumps(line) + "\n")
+
+
+def _in_words(error: BaseException) -> str:
+    said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+    return said if error.__context__ is None else f"{said} (after {_in_words(error.__context__)})"
 
 
 def read(trace: Path) -> Record:

@@ -103,20 +103,24 @@ def run(name: str, kills: Sequence[int], folder: Path) -> Findings:
         repeats = repeats and runs[0] == runs[1]
         if runs[0].error:
             return Findings(**about, repeats=False, trials=[], error=runs[0].error)
-    trials = []
-    for before, after in WORKERS:
-        for kill_after in kills:
-            root = folder / "killed"
-            first = run_leg(adapter.train, root, before, kill_after)
-            if first.error or first.final or len(first.micros) != kill_after:
-                raise RuntimeError(f"{name} was to be killed after {kill_after} micro-batches: {first}")
-            second = run_leg(adapter.train, root, after)
-            verdict = judge(alone[before], first.micros, second, kill_after // SPACING * SPACING)
-            trials.append(Trial(kill_after, before, after, verdict))
-            shutil.rmtree(root)
-            for trace in folder.glob("killed.*"):
-                trace.unlink()
+    trials = [
+        Trial(kill_after, before, after, _verdict(adapter, alone[before], folder, (before, after), kill_after))
+        for before, after in WORKERS
+        for kill_after in kills
+    ]
     return Findings(**about, repeats=repeats, trials=trials, seconds=time.monotonic() - began)
+
+
+def _verdict(adapter: Any, alone: Record, folder: Path, workers: tuple[int, int], kill_after: int) -> Verdict:
+    """Kill once, resume once."""
+    root = Path(tempfile.mkdtemp(dir=folder)) / "run"
+    first = run_leg(adapter.train, root, workers[0], kill_after)
+    if first.error or len(first.micros) != kill_after:
+        why = first.error or f"{len(first.micros)} micro-batches, and no end"
+        return Verdict(False, False, False, 0, f"fails before the kill: {why}")
+    second = run_leg(adapter.train, root, workers[1])
+    shutil.rmtree(root.parent)
+    return judge(alone, first.micros, second, kill_after // SPACING * SPACING)
 
 
 def main() -> None:

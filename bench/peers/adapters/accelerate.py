@@ -5,8 +5,8 @@
 - https://github.com/huggingface/accelerate/blob/main/examples/by_feature/checkpointing.py: the loop.
 - https://huggingface.co/docs/accelerate/package_reference/utilities (`DataLoaderConfiguration`):
   ``use_seedable_sampler`` "ensures training results are fully reproducible", with ``set_seed``.
-- https://huggingface.co/docs/accelerate/package_reference/torch_wrappers: ``set_epoch``, and
-  ``use_stateful_dataloader``, for which see `accelerate_stateful`.
+- https://huggingface.co/docs/accelerate/package_reference/torch_wrappers: ``set_epoch``. For
+  ``use_stateful_dataloader`` see `accelerate_stateful`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from .. import job
 from ..leg import Leg
@@ -32,11 +32,12 @@ def prepare() -> str:
 
 def train(leg: Leg) -> job.Final:
     """The loop with the documented way to skip."""
-    return loop(leg, job.Data(), {"use_seedable_sampler": True, "data_seed": job.SEED})
+    loader = DataLoader(job.Data(), job.BATCH_SIZE, shuffle=True, num_workers=leg.workers)
+    return loop(leg, loader, {"use_seedable_sampler": True, "data_seed": job.SEED}, skips=True)
 
 
-def loop(leg: Leg, data: Dataset[job.Sample], options: dict[str, Any]) -> job.Final:
-    """The loop of the example, with ``options`` for the loaders."""
+def loop(leg: Leg, loader: DataLoader[job.Sample], options: dict[str, Any], *, skips: bool) -> job.Final:
+    """The loop of the example, with ``options`` for loaders; ``skips`` tells whether to skip what was consumed."""
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 
@@ -50,24 +51,16 @@ def loop(leg: Leg, data: Dataset[job.Sample], options: dict[str, Any]) -> job.Fi
     )
     plain = job.network()
     memory = job.optimizer_of(plain)
-    module, optimizer, scheduler, loader = accelerator.prepare(
-        plain,
-        memory,
-        job.scheduler_of(memory),
-        DataLoader(data, job.BATCH_SIZE, shuffle=True, num_workers=leg.workers),
-    )
-    start, skip = 0, 0
+    module, optimizer, scheduler, loader = accelerator.prepare(plain, memory, job.scheduler_of(memory), loader)
+    start, done = 0, 0
     saved = sorted(leg.root.glob("step_*"), key=lambda path: int(path.name.rpartition("_")[2]))
     if saved:
         accelerator.load_state(str(saved[-1]))
-        start, skip = divmod(int(saved[-1].name.rpartition("_")[2]), job.BATCHES_PER_EPOCH)
+        start, done = divmod(int(saved[-1].name.rpartition("_")[2]), job.BATCHES_PER_EPOCH)
     for epoch in range(start, job.EPOCHS):
         loader.set_epoch(epoch)
-        batches = loader
-        if epoch == start and skip and not options.get("use_stateful_dataloader"):
-            batches = accelerator.skip_first_batches(loader, skip)
-        first = skip if epoch == start else 0
-        for index, (ids, x, y) in enumerate(batches, start=epoch * job.BATCHES_PER_EPOCH + first + 1):
+        batches = accelerator.skip_first_batches(loader, done) if skips and done else loader
+        for index, (ids, x, y) in enumerate(batches, start=epoch * job.BATCHES_PER_EPOCH + done + 1):
             leg.take(ids, x, y)
             with accelerator.accumulate(module):
                 accelerator.backward(F.cross_entropy(module(x), y))
@@ -76,4 +69,5 @@ def loop(leg: Leg, data: Dataset[job.Sample], options: dict[str, Any]) -> job.Fi
                 optimizer.zero_grad()
             if index % (job.ACCUMULATION * job.CHECKPOINT_EVERY) == 0:
                 accelerator.save_state(str(leg.root / f"step_{index}"))
+        done = 0
     return job.final_of(accelerator.unwrap_model(module), memory)

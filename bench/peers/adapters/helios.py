@@ -18,7 +18,11 @@ from ..leg import Leg
 
 TITLE = "Helios"
 RESUME = "`Trainer(chkpt_root=...).fit` again, its resumable random sampler"
-ENDLESS = 100 * job.EPOCHS
+ENDLESS = 10 * job.EPOCHS
+
+
+class EndlessError(Exception):
+    """Waiting for the timeout would show no more."""
 
 
 def prepare() -> str:
@@ -62,8 +66,8 @@ def train(leg: Leg) -> job.Final:
                 getattr(self, name).load_state_dict(kept)
 
         def on_training_epoch_start(self, current_epoch: int) -> None:
-            if current_epoch > ENDLESS:  # waiting for the timeout would show no more
-                raise RuntimeError("an endless loop of epochs without a batch")
+            if current_epoch > ENDLESS:
+                raise EndlessError("epoch after epoch without a batch")
 
         def train_step(self, batch: job.Batch, state: Any) -> None:
             leg.take(*batch)
@@ -89,7 +93,7 @@ def train(leg: Leg) -> job.Final:
         print_banner=False,
     )
     model = Network("job")
-    if not trainer.fit(model, Samples()):
-        raise RuntimeError("the trainer's fit returned False")
+    trainer.train_exceptions = [Exception]  # to be raised, not logged
+    trainer.fit(model, Samples())
     torch.use_deterministic_algorithms(False)
     return job.final_of(model.network, model.optimizer)
