@@ -61,7 +61,7 @@ class Leg:
         self._taken += 1
         self._write({"ids": ids.tolist(), "bytes": digest(x, y)})
 
-    def run(self, train: Callable[[Leg], Final]) -> None:
+    def run(self, train: Train) -> None:
         """Train, and note the outcome."""
         try:
             final = train(self)
@@ -73,6 +73,9 @@ class Leg:
     def _write(self, line: dict[str, Any]) -> None:
         with self._trace.open("a") as file:  # closed, so that it is with the system before a kill
             file.write(json.dumps(line) + "\n")
+
+
+Train = Callable[[Leg], Final]
 
 
 def _in_words(error: BaseException) -> str:

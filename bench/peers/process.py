@@ -7,17 +7,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from .job import Final
-from .leg import Leg, Record, read
+from .leg import Leg, Record, Train, read
 
 TIMEOUT = 60.0  # seconds for one leg; an undisturbed one needs less than two
 
 
 def run_leg(
-    train: Callable[[Leg], Final],
+    train: Train,
     root: Path,
     workers: int,
     kill_after: int | None = None,
@@ -46,7 +44,7 @@ def run_leg(
     return record._replace(error=f"ended by itself with status {status}")
 
 
-def _be_the_leg(train: Callable[[Leg], Final], leg: Leg, said: Path) -> None:
+def _be_the_leg(train: Train, leg: Leg, said: Path) -> None:
     """Never returns."""
     os.setsid()
     with said.open("w") as file:

@@ -46,8 +46,8 @@ def _conditions(findings: Sequence[Findings], kills: Sequence[int]) -> str:
             f"augmentation drawn in the dataset from torch's and Python's generators; dropout, BatchNorm, AdamW, warm-up "
             f"and cosine; an update every {ACCUMULATION} micro-batches; a checkpoint every {CHECKPOINT_EVERY} updates, "
             "which falls in the middle of an epoch and on its last batch in turn. A process of its own kills itself "
-            f"with SIGKILL after {places}; another one resumes and trains to the end. Loader workers before and after "
-            "the kill: 0 and 0, 2 and 2, 0 and 2, 2 and 0. Everything is compared with an uninterrupted run of the same "
+            f"with SIGKILL after {places}; another one resumes and trains to the end; this once with as many loader workers as before "
+            "the kill (0 or 2) and once, from the same files, with the other number. Everything is compared with an uninterrupted run of the same "
             "library and settings, with the number of workers from before the kill. Each library resumes as its "
             "documentation has it (cited in `bench/peers/adapters/`).",
             *notes,

@@ -13,18 +13,18 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from .job import ACCUMULATION, BATCHES_PER_EPOCH, CHECKPOINT_EVERY, MICRO_BATCHES
-from .leg import Record
+from .leg import Record, Train
 from .process import run_leg
 from .verdict import Verdict, judge
 
-WORKERS = ((0, 0), (2, 2), (0, 2), (2, 0))  # before and after the kill
+WORKERS = (0, 2)
 EVERYWHERE = tuple(range(1, MICRO_BATCHES))
 QUICK = (2, 4, 5, 8, 11, 16, 21)
 SPACING = ACCUMULATION * CHECKPOINT_EVERY  # micro-batches from one checkpoint to the next
@@ -97,30 +97,37 @@ def run(name: str, kills: Sequence[int], folder: Path) -> Findings:
     about = {"name": name, "title": adapter.TITLE, "resume": adapter.RESUME, "notes": notes}
     alone: dict[int, Record] = {}
     repeats = True
-    for workers in (0, 2):
+    for workers in WORKERS:
         runs = [run_leg(adapter.train, folder / f"alone{workers}{again}", workers) for again in "ab"]
         alone[workers] = runs[0]
         repeats = repeats and runs[0] == runs[1]
         if runs[0].error:
             return Findings(**about, repeats=False, trials=[], error=runs[0].error)
     trials = [
-        Trial(kill_after, before, after, _verdict(adapter, alone[before], folder, (before, after), kill_after))
-        for before, after in WORKERS
+        trial
+        for before in WORKERS
         for kill_after in kills
+        for trial in _kill(adapter.train, alone[before], before, kill_after, folder)
     ]
     return Findings(**about, repeats=repeats, trials=trials, seconds=time.monotonic() - began)
 
 
-def _verdict(adapter: Any, alone: Record, folder: Path, workers: tuple[int, int], kill_after: int) -> Verdict:
-    """Kill once, resume once."""
-    root = Path(tempfile.mkdtemp(dir=folder)) / "run"
-    first = run_leg(adapter.train, root, workers[0], kill_after)
+def _kill(train: Train, alone: Record, before: int, kill_after: int, folder: Path) -> Iterator[Trial]:
+    """Kill once, and resume what is on disk then with the same number of workers and with the other one."""
+    scratch = Path(tempfile.mkdtemp(dir=folder))
+    root, aside = scratch / "run", scratch / "aside"
+    first = run_leg(train, root, before, kill_after)
     if first.error or len(first.micros) != kill_after:
-        why = first.error or f"{len(first.micros)} micro-batches, and no end"
-        return Verdict(False, False, False, 0, f"fails before the kill: {why}")
-    second = run_leg(adapter.train, root, workers[1])
-    shutil.rmtree(root.parent)
-    return judge(alone, first.micros, second, kill_after // SPACING * SPACING)
+        why = f"fails before the kill: {first.error or f'only {len(first.micros)} micro-batches'}"
+        yield from (Trial(kill_after, before, after, Verdict(False, False, False, 0, why)) for after in WORKERS)
+        return
+    shutil.copytree(root, aside, symlinks=True)
+    for after in WORKERS:
+        shutil.rmtree(root)
+        shutil.copytree(aside, root, symlinks=True)
+        second = run_leg(train, root, after)
+        yield Trial(kill_after, before, after, judge(alone, first.micros, second, kill_after // SPACING * SPACING))
+    shutil.rmtree(scratch)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from ..leg import Leg
 
 TITLE = "Helios"
 RESUME = "`Trainer(chkpt_root=...).fit` again, its resumable random sampler"
-ENDLESS = 10 * job.EPOCHS
+EMPTY = 3  # epochs in a row
 
 
 class EndlessError(Exception):
@@ -53,6 +53,7 @@ def train(leg: Leg) -> job.Final:
             self.network = job.network()
             self.optimizer = job.optimizer_of(self.network)
             self.scheduler = job.scheduler_of(self.optimizer)
+            self.empty = 0
 
         def train(self) -> None:
             self.network.train()
@@ -66,11 +67,13 @@ def train(leg: Leg) -> job.Final:
                 getattr(self, name).load_state_dict(kept)
 
         def on_training_epoch_start(self, current_epoch: int) -> None:
-            if current_epoch > ENDLESS:
+            self.empty += 1
+            if self.empty > EMPTY:
                 raise EndlessError("epoch after epoch without a batch")
 
         def train_step(self, batch: job.Batch, state: Any) -> None:
             leg.take(*batch)
+            self.empty = 0
             _, x, y = batch
             loss = F.cross_entropy(self.network(x), y)
             (loss / job.ACCUMULATION).backward()
