@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from . import loops, models, ours, standin
 from .driver import unseen
 from .harness import Bench, Case, Span, Whole, attempt
-from .models import LEARNING_RATE, MLP
 from .loops import Feed, Job, Run
+from .models import LEARNING_RATE, MLP
 
 LIMITS = {"Lightning": 0.31, "Helios": 0.56, "Ignite": 0.56, "Accelerate": 0.40}
 LOOP, EAGER, COMPILED = "loop by hand", "helios_fn, eager", 'helios_fn, compile="whole"'

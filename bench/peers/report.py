@@ -12,28 +12,32 @@ PLACES = ("none yet", "mid-epoch", "epoch's end")
 SAME, CHANGED = "same workers", "other workers"
 
 
+LEGEND = (
+    "Exact in order: every micro-batch holds the samples it holds when nobody kills; what came after the last "
+    "checkpoint may come again. In bytes: also augmented the same. In final state: all parameters, buffers and moments "
+    "have the same bits. Done again: micro-batches after the last checkpoint that were trained on a second time, on "
+    "average where the order is exact; helios_fn writes its checkpoints in a thread, so that here, where a micro-batch "
+    "takes milliseconds, the newest is often not on disk yet when the kill comes."
+)
+
+
 def report(findings: Sequence[Findings], versions: str, kills: Sequence[int]) -> str:
     """The whole text."""
-    return "\n\n".join(
-        [
-            "# Who resumes exactly?",
-            _conditions(findings, kills),
-            versions,
-            "## Exact resumes",
-            _summary(findings),
-            "Exact in order: every micro-batch holds the samples it holds when nobody kills; what came after the last "
-            "checkpoint may come again. In bytes: also augmented the same. In final state: all parameters, buffers and "
-            "moments have the same bits. Done again: micro-batches after the last checkpoint that were trained on a "
-            "second time, on average where the order is exact.",
-            "## Exact final states, by where the last checkpoint lies",
-            _places(findings),
-            "## What goes wrong",
-            "\n".join(line for found in findings for line in _reasons(found)),
-            "## How each resumes",
-            "\n".join(f"- {found.title}: {found.resume}." for found in findings),
-            "",
-        ]
-    ).rstrip() + "\n"
+    parts = [
+        "# Who resumes exactly?",
+        _conditions(findings, kills),
+        versions,
+        "## Exact resumes",
+        _summary(findings),
+        LEGEND,
+        "## Exact final states, by where the last checkpoint lies",
+        _places(findings),
+        "## What goes wrong",
+        "\n".join(line for found in findings for line in _reasons(found)),
+        "## How each resumes",
+        "\n".join(f"- {found.title}: {found.resume}." for found in findings),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _conditions(findings: Sequence[Findings], kills: Sequence[int]) -> str:
@@ -43,13 +47,14 @@ def _conditions(findings: Sequence[Findings], kills: Sequence[int]) -> str:
         [
             f"Written by `make peers`. The same job in each training loop: {SAMPLES} shuffled samples in batches of "
             f"{BATCH_SIZE} (the last is smaller), so {BATCHES_PER_EPOCH} micro-batches in an epoch; {EPOCHS} epochs; "
-            f"augmentation drawn in the dataset from torch's and Python's generators; dropout, BatchNorm, AdamW, warm-up "
-            f"and cosine; an update every {ACCUMULATION} micro-batches; a checkpoint every {CHECKPOINT_EVERY} updates, "
-            "which falls in the middle of an epoch and on its last batch in turn. A process of its own kills itself "
-            f"with SIGKILL after {places}; another one resumes and trains to the end; this once with as many loader workers as before "
-            "the kill (0 or 2) and once, from the same files, with the other number. Everything is compared with an uninterrupted run of the same "
-            "library and settings, with the number of workers from before the kill. Each library resumes as its "
-            "documentation has it (cited in `bench/peers/adapters/`).",
+            "augmentation drawn in the dataset from torch's and Python's generators; dropout, BatchNorm, AdamW, "
+            f"warm-up and cosine; an update every {ACCUMULATION} micro-batches; a checkpoint every {CHECKPOINT_EVERY} "
+            "updates, which falls in the middle of an epoch and on its last batch in turn. A process of its own kills "
+            f"itself with SIGKILL after {places}. Another one resumes and trains to the end, once with as many loader "
+            "workers as before the kill (0 or 2) and once, from the same files, with the other number. Everything is "
+            "compared with an uninterrupted run of the same library and settings, with the number of workers from "
+            "before the kill. Each library resumes as its documentation has it (cited in `bench/peers/adapters/`); "
+            "where that leaves a choice, the one that is exact most often was taken.",
             *notes,
         ]
     )

@@ -74,4 +74,4 @@ def _disorder(alone: Sequence[Micro], second: Sequence[Micro], saved: int) -> st
     same = next((i for i, pair in enumerate(zip(found, ids[at:], strict=False)) if pair[0] != pair[1]), len(found))
     if same < len(found):
         return "goes on in the right place, and later leaves the order"
-    return "goes on in the right place, and ends too early"
+    return f"goes on in the right place, and ends too {'late' if len(found) > len(ids) - at else 'early'}"

@@ -21,7 +21,7 @@ RESUME = "`load_state`, `use_stateful_dataloader`, `set_seed`, the loader's stat
 
 def prepare() -> str:
     """Imports them."""
-    import accelerate
+    import accelerate  # noqa: F401
     import torchdata.stateful_dataloader  # noqa: F401
 
     return ""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .. import job
 from ...standin import torchvision
+from .. import job
 from ..leg import Leg
 
 TITLE = "Helios"

@@ -19,18 +19,18 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .. import job
 from ...standin import torchvision
+from .. import job
 from ..leg import Leg
 
 TITLE = "Lightning, StatefulDataLoader"
-RESUME = '`fit(ckpt_path="last")`, `seed_everything(workers=True)`, the loader\'s state with the dataset\'s generators'
+RESUME = "`fit(ckpt_path=\"last\")`, `seed_everything(workers=True)`, the loader's state with the dataset's generators"
 
 
 def prepare() -> str:
     """Imports it."""
     note = torchvision()
-    import lightning.pytorch
+    import lightning.pytorch  # noqa: F401
     import torchdata.stateful_dataloader  # noqa: F401
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
