@@ -85,7 +85,9 @@ def _in_words(error: BaseException) -> str:
 
 def read(trace: Path) -> Record:
     """What a leg has written down."""
-    micros, final, error = [], {}, ""
+    micros: list[Micro] = []
+    final: dict[str, str] = {}
+    error = ""
     for line in trace.read_text().splitlines() if trace.exists() else []:
         entry = json.loads(line)
         if "ids" in entry:

@@ -62,7 +62,10 @@ def _wait(child: int, timeout: float) -> int | None:
     status = None
     while status is None and time.monotonic() < deadline:
         found, how = os.waitpid(child, os.WNOHANG)
-        status = how if found else time.sleep(0.005)
+        if found:
+            status = how
+        else:
+            time.sleep(0.005)
     with contextlib.suppress(ProcessLookupError, PermissionError):  # it may be alone and gone, or not yet a leader
         os.killpg(child, signal.SIGKILL)
     if status is None:

@@ -77,13 +77,13 @@ class Findings(NamedTuple):
 
     def to_json(self) -> str:
         """Of plain lists."""
-        return json.dumps(self._replace(trials=[[*trial[:3], list(trial.verdict)] for trial in self.trials])._asdict())
+        return json.dumps(self._asdict())
 
     @classmethod
     def from_json(cls, text: str) -> Findings:
         """The inverse."""
         fields: dict[str, Any] = json.loads(text)
-        fields["trials"] = [Trial(*numbers, Verdict(*verdict)) for *numbers, verdict in fields["trials"]]
+        fields["trials"] = [Trial(at, before, after, Verdict(*v)) for at, before, after, v in fields["trials"]]
         return cls(**fields)
 
 

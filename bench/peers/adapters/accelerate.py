@@ -36,7 +36,7 @@ def train(leg: Leg) -> job.Final:
     return loop(leg, loader, {"use_seedable_sampler": True, "data_seed": job.SEED}, skips=True)
 
 
-def loop(leg: Leg, loader: DataLoader[job.Sample], options: dict[str, Any], *, skips: bool) -> job.Final:
+def loop(leg: Leg, loader: Any, options: dict[str, Any], *, skips: bool) -> job.Final:
     """The loop of the example, with ``options`` for loaders; ``skips`` tells whether to skip what was consumed."""
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed

@@ -85,7 +85,7 @@ def train(leg: Leg) -> job.Final:
                 optimizer.zero_grad()
             if index % (job.ACCUMULATION * job.CHECKPOINT_EVERY) == 0:
                 states = {"at_start": at_start, "at_checkpoint": generators()}
-                trained = {"model": module, "optimizer": optimizer, "scheduler": scheduler}
+                trained: dict[str, Any] = {"model": module, "optimizer": optimizer, "scheduler": scheduler}
                 dicts = {name: thing.state_dict() for name, thing in trained.items()}
                 save(leg, {**dicts, **states, "epoch": epoch, "batch": index})
         done, at_checkpoint = 0, None

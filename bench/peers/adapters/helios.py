@@ -59,7 +59,7 @@ def train(leg: Leg) -> job.Final:
             self.network.train()
 
         def user_state_dict(self) -> dict[str, Any]:
-            kept = {"network": self.network, "optimizer": self.optimizer, "scheduler": self.scheduler}
+            kept: dict[str, Any] = {"network": self.network, "optimizer": self.optimizer, "scheduler": self.scheduler}
             return {name: thing.state_dict() for name, thing in kept.items()}
 
         def load_user_state_dict(self, state_dict: dict[str, Any], for_inference: bool) -> None:

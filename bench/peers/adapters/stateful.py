@@ -8,6 +8,7 @@ your dataset", which `job.StatefulData` has. The rest is as in `by_hand`, and no
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -57,7 +58,12 @@ def train(leg: Leg) -> job.Final:
                 scheduler.step()
                 optimizer.zero_grad()
             if index % (job.ACCUMULATION * job.CHECKPOINT_EVERY) == 0:
-                trained = {"model": module, "optimizer": optimizer, "scheduler": scheduler, "loader": loader}
+                trained: dict[str, Any] = {
+                    "model": module,
+                    "optimizer": optimizer,
+                    "scheduler": scheduler,
+                    "loader": loader,
+                }
                 dicts = {name: thing.state_dict() for name, thing in trained.items()}
                 save(leg, {**dicts, "at_checkpoint": generators(), "epoch": epoch, "batch": index})
         done, at_checkpoint = 0, None
