@@ -17,7 +17,7 @@ LEGEND = (
     "checkpoint may come again. In bytes: also augmented the same. In final state: all parameters, buffers and moments "
     "have the same bits. Done again: micro-batches after the last checkpoint that were trained on a second time, on "
     "average where the order is exact; helios_fn writes its checkpoints in a thread, so that here, where a micro-batch "
-    "takes milliseconds, the newest is often not on disk yet when the kill comes."
+    "takes milliseconds, the newest is often not on disk yet when the kill comes; the second row has it wait."
 )
 
 

@@ -21,7 +21,7 @@ def prepare() -> str:
     return ""
 
 
-def train(leg: Leg) -> job.Final:
+def train(leg: Leg, *, async_save: bool = True) -> job.Final:
     """The job in functional form."""
     import helios_fn as hf
 
@@ -52,6 +52,7 @@ def train(leg: Leg) -> job.Final:
             total=job.ITERATIONS,
             accumulation_steps=job.ACCUMULATION,
             checkpoint_every=job.CHECKPOINT_EVERY,
+            async_save=async_save,
             root=leg.root,
             progress=False,
         ),
