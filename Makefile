@@ -9,7 +9,7 @@ PEERS_READY := $(PEERS)/ready
 # Tests of one file share processes, and stay together.
 BOTH_CORES := --numprocesses 2 --dist loadfile
 
-.PHONY: help demo world docs test laws lint types check soak mutants bench seek clean
+.PHONY: help demo world test docs laws lint types check soak mutants bench seek peers clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ bench: $(PEERS_READY) ## measure against loops by hand and other frameworks; wri
 
 seek: $(PEERS_READY) ## time to the first batch in the middle of ten million samples, against torchdata
 	$(PEERS)/bin/python -m bench.seek
+
+peers: $(PEERS_READY) ## kill and resume the same job in other training loops; writes bench/PEERS.md (under 15 minutes)
+	$(PEERS)/bin/python -m bench.peers
 
 clean: ## remove the environment and what the examples wrote
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

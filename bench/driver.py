@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
-from . import ours, peers, standin
+from . import loops, ours, standin
 from .harness import Bench, Case, Span, Whole, attempt
-from .peers import Feed, Job, Run
+from .loops import Feed, Job, Run
 
 SETTINGS = {
     "logging off": {},
@@ -100,13 +100,13 @@ def compare(bench: Bench, setting: str) -> None:
         return attempt(lambda: Whole(functools.partial(sample, run, total, options)))
 
     cases = {
-        "bare loop": case("bare loop", peers.bare, {}),
+        "bare loop": case("bare loop", loops.bare, {}),
         "bare loop, our step": case("bare loop", our_bare_loop, {}),
         "helios_fn": case("helios_fn", our_run, options),
-        **{name: case(name, run, options) for name, run in peers.FRAMEWORKS.items()},
+        **{name: case(name, run, options) for name, run in loops.FRAMEWORKS.items()},
     }
     timing = bench.compare(f"Whole iterations: {setting}", cases, base="bare loop")
-    above = {name: timing.excess(name, "bare loop") for name in peers.FRAMEWORKS}
+    above = {name: timing.excess(name, "bare loop") for name in loops.FRAMEWORKS}
     above = {"helios_fn": timing.excess("helios_fn", "bare loop, our step"), **above}
     rows = [[name, "-" if us is None else us] for name, us in above.items()]
     bench.table(f"us per iteration above the bare loop: {setting}", ["driver", "us"], rows)

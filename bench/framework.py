@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import models, ours, peers, standin
+from . import loops, models, ours, standin
 from .driver import unseen
 from .harness import Bench, Case, Span, Whole, attempt
+from .loops import Feed, Job, Run
 from .models import LEARNING_RATE, MLP
-from .peers import Feed, Job, Run
 
 LIMITS = {"Lightning": 0.31, "Helios": 0.56, "Ignite": 0.56, "Accelerate": 0.40}
 LOOP, EAGER, COMPILED = "loop by hand", "helios_fn, eager", 'helios_fn, compile="whole"'
@@ -66,11 +66,11 @@ def compare(bench: Bench, way: str) -> None:
     if substituted:
         bench.note(substituted)
     total, compiled = (20 if bench.quick else 300), way == "compiled"
-    cases: dict[str, Case] = {LOOP: attempt(lambda: peer(peers.bare, total, compiled=compiled))}
+    cases: dict[str, Case] = {LOOP: attempt(lambda: peer(loops.bare, total, compiled=compiled))}
     cases[EAGER] = attempt(lambda: our_case(total))
     if not bench.quick:
         cases[COMPILED] = attempt(lambda: our_case(total, compile="whole"))
-    for name, run in peers.FRAMEWORKS.items():
+    for name, run in loops.FRAMEWORKS.items():
         cases[name] = attempt(functools.partial(peer, run, total, compiled=compiled))
     timing = bench.compare(f"MLP, peers {way}", cases, base=LOOP)
     if compiled:

@@ -1,4 +1,4 @@
-"""Our side of the jobs in `peers`: the same feed as a source of batches, through ``hf.run``."""
+"""Our side of the jobs in `loops`: the same feed as a source of batches, through ``hf.run``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import helios_fn as hf
 from helios_fn.types import Delivery
 
-from .peers import LOG_EVERY, LOSS, Feed, Job
+from .loops import LOG_EVERY, LOSS, Feed, Job
 
 
 class Fed:
