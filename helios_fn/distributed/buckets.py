@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,11 +12,12 @@ BUCKET_BYTES = 64 << 20
 
 
 class Bucket(NamedTuple):
-    """Leaves of one dtype on one device: their places in the list, their forms, and the elements of all."""
+    """Leaves of one dtype on one device: their places in the list, their forms, and their elements, each and all."""
 
     places: tuple[int, ...]
     shapes: tuple[torch.Size, ...]
     orders: tuple[tuple[int, ...] | None, ...]
+    sizes: tuple[int, ...]
     numel: int
     dtype: torch.dtype
     device: torch.device
@@ -42,9 +43,9 @@ class Bucket(NamedTuple):
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """The inverse of `flat`: views of the vector in the shapes, and the order in memory, of the leaves."""
-        parts = flat.split([shape.numel() for shape in self.shapes])
+        parts = flat.split(self.sizes)
         return [
-            part.view(shape) if order is None else _in_order(part, shape, order)
+            part if len(shape) == 1 else part.view(shape) if order is None else _in_order(part, shape, order)
             for part, shape, order in zip(parts, self.shapes, self.orders, strict=True)
         ]
 
@@ -73,9 +74,33 @@ def buckets(
         in_memory_order: take the elements of a tensor in the order in which they lie in memory, for tensors whose
             strides are known to be the same on all processes. By default in row-major order.
     """
+    if dtypes is None:
+        dtypes = [leaf.dtype for leaf in leaves]
+    forms = tuple(
+        [
+            (leaf.shape, leaf.stride() if in_memory_order else None, dtype, leaf.device)
+            for leaf, dtype in zip(leaves, dtypes, strict=True)
+        ]
+    )
+    # Every iteration of a run asks the same question, and finding the answer costs more than a small model's message.
+    found = _ANSWERS.get((forms, limit))
+    if found is None:
+        if len(_ANSWERS) >= _MOST_ANSWERS:
+            _ANSWERS.clear()
+        found = _ANSWERS[forms, limit] = _buckets(leaves, dtypes, limit, in_memory_order)
+    return found
+
+
+_ANSWERS: dict[Any, list[Bucket]] = {}
+_MOST_ANSWERS = 64
+
+
+def _buckets(
+    leaves: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype], limit: int, in_memory_order: bool
+) -> list[Bucket]:
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for place, leaf in enumerate(leaves):
-        kinds.setdefault((leaf.dtype if dtypes is None else dtypes[place], leaf.device), []).append(place)
+    for place, (leaf, dtype) in enumerate(zip(leaves, dtypes, strict=True)):
+        kinds.setdefault((dtype, leaf.device), []).append(place)
     # Widest first: in a message made of all of them every part begins at a multiple of its item size.
     order = sorted(kinds, key=lambda kind: (-kind[0].itemsize, str(kind[0]), str(kind[1])))
     return [bucket for kind in order for bucket in _closed(kind, kinds[kind], leaves, limit, in_memory_order)]
@@ -83,16 +108,16 @@ def buckets(
 
 def packed(found: Sequence[Bucket], leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The leaves as one vector for each bucket; on each device all of them lie in one new piece of memory."""
-    room = {
-        device: torch.empty(
-            sum(aligned(bucket.nbytes) for bucket in found if bucket.device == device), dtype=torch.uint8, device=device
-        )
-        for device in dict.fromkeys(bucket.device for bucket in found)
-    }
+    length: dict[torch.device, int] = {}
+    for bucket in found:
+        length[bucket.device] = length.get(bucket.device, 0) + aligned(bucket.nbytes)
+    room = {device: torch.empty(size, dtype=torch.uint8, device=device) for device, size in length.items()}
+    start = dict.fromkeys(length, 0)
     flats = []
     for bucket in found:
-        data, room[bucket.device] = room[bucket.device].tensor_split([aligned(bucket.nbytes)])
-        flats.append(data[: bucket.nbytes].view(bucket.dtype))
+        at = start[bucket.device]
+        start[bucket.device] = at + aligned(bucket.nbytes)
+        flats.append(room[bucket.device][at : at + bucket.nbytes].view(bucket.dtype))
         bucket.write(leaves, flats[-1])
     return flats
 
@@ -149,7 +174,8 @@ def _bucket(
 ) -> Bucket:
     shapes = tuple(leaf.shape for leaf in leaves)
     orders = tuple(_order(leaf) if in_memory_order else None for leaf in leaves)
-    return Bucket(places, shapes, orders, sum(leaf.numel() for leaf in leaves), *kind)
+    sizes = tuple(leaf.numel() for leaf in leaves)
+    return Bucket(places, shapes, orders, sizes, sum(sizes), *kind)
 
 
 def _order(leaf: torch.Tensor) -> tuple[int, ...] | None:
