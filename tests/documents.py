@@ -6,7 +6,8 @@ What stands behind a block's language says what becomes of it:
   that file instead;
 - ``console`` holds commands, each behind ``$``, and below a command what it prints. ``...`` stands for anything, a
   number for any number and a curve for any curve, for other machines compute other bits. A comment ``# status 1`` tells
-  an exit status other than 0. Commands that take long or reach out (`make`, `pip`, `torchrun`) are not run, but what they name must exist;
+  an exit status other than 0. Commands that take long or reach out (`make`, `pip`, `torchrun`) are not run, but what
+  they name must exist;
 - a block whose first line says ``# not run: REASON`` is not run. A test keeps these rare.
 """
 
