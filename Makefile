@@ -34,7 +34,8 @@ world: $(READY) ## train two models on 1, 2 and 4 processes, and on numbers that
 
 docs: $(READY) ## run every block of the README and the guides, and every example in a docstring (five minutes)
 	$(BIN)/python -m pytest -m "soak or not soak" tests/meta/test_documents.py tests/meta/test_doctests.py \
-		tests/meta/test_features.py tests/meta/test_errors_guide.py tests/world/test_sharded_guide.py
+		tests/meta/test_features.py tests/meta/test_errors_guide.py tests/meta/test_proving_guide.py \
+		tests/world/test_sharded_guide.py
 
 test: $(READY) ## lint, types and all tests (under ten minutes on two cores)
 	$(BIN)/ruff check .

@@ -4,9 +4,10 @@ What stands behind a block's language says what becomes of it:
 
 - ``python`` is run; ``python slow`` by `make docs` alone; ``python file=train.py`` (or ``toml file=...``) is written to
   that file instead;
-- ``console`` holds commands, each behind ``$``, and below a command what it prints. ``...`` stands for anything, and a
-  number for any number, for other machines compute other bits. A comment ``# status 1`` tells an exit status other
-  than 0. Commands that take long or reach out (`make`, `pip`, `torchrun`) are not run, but what they name must exist;
+- ``console`` holds commands, each behind ``$``, and below a command what it prints. ``...`` stands for anything, a
+  number for any number and a curve for any curve, for other machines compute other bits. A comment ``# status 1`` tells
+  an exit status other than 0. Commands that take long or reach out (`make`, `pip`, `torchrun`) are not run, but what
+  they name must exist;
 - a block whose first line says ``# not run: REASON`` is not run. A test keeps these rare.
 """
 
@@ -33,7 +34,7 @@ README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "examples/guides").glob("*.md"))
 LANGUAGES = {"", "python", "console", "toml", "text", "mermaid", "json"}
 _FENCE = re.compile(r"^```(\S*) *(.*)\n((?:.*\n)*?)```$", flags=re.MULTILINE)
-_NUMBER = re.compile(r"\b[0-9a-f]{64}\b|[-+]?\b\d[\d.,]*(?:e[-+]?\d+)?\b")
+_NUMBER = re.compile(r"\b[0-9a-f]{64}\b|[-+]?\b\d[\d.,]*(?:e[-+]?\d+)?\b|[▁▂▃▄▅▆▇█·]+")
 _ELSEWHERE = ("make", "pip", "torchrun", "tensorboard", "kill", "git")
 
 

@@ -15,6 +15,7 @@ def sparkline(values: Sequence[float], width: int, levels: str = BLOCKS) -> str:
 
     Values that are not finite are left out; a part that has no others is a gap (``·``, or ``?`` in ASCII).
 
+        >>> from helios_fn.cli.sparkline import sparkline
         >>> sparkline([1, 2, 3, 4, float("nan"), 8], 6)
         '▁▂▃▄·█'
     """

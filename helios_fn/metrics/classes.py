@@ -14,7 +14,7 @@ from .base import Metric, added
 def accuracy(*, ignore: int | None = None) -> Metric:
     """The fraction of samples whose class is predicted: ``accuracy()(scores, labels)``.
 
-    >>> metric = accuracy()
+    >>> metric = hf.metrics.accuracy()
     >>> batches = [metric(torch.eye(3), torch.tensor([0, 1, 1])), metric(torch.eye(1), torch.tensor([0]))]
     >>> batches[0].merge(batches[1]).compute()
     0.75
@@ -51,7 +51,8 @@ def top_k(k: int, *, ignore: int | None = None) -> Metric:
 def confusion(classes: int, *, ignore: int | None = None) -> Metric:
     """How often each class was taken for which: ``confusion(10)(scores, labels)``.
 
-    >>> confusion(2)(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 1])).compute()["matrix"].tolist()
+    >>> metric = hf.metrics.confusion(2)
+    >>> metric(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 1])).compute()["matrix"].tolist()
     [[1, 1], [0, 2]]
 
     Scores, labels and ``ignore`` are those of `accuracy`. The results:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import runpy
 import shutil
 
 import pytest
@@ -104,7 +105,7 @@ def test_the_commands_of_the_readme_exist():
 
 @pytest.mark.soak
 def test_the_commands_of_the_readme_print_what_it_shows(tmp_path, monkeypatch):
-    """`make demo`, the two commands for experiments, and all that look after checkpoints."""
+    """`make demo`, the two commands for experiments, and all that look after runs."""
     monkeypatch.chdir(tmp_path)
     running = Script(ROOT / "examples/demo.py", cwd=tmp_path)
     running.process.join(1200)  # three trainings: a minute on a machine that has nothing else to do
@@ -134,6 +135,12 @@ def test_the_make_targets_of_the_readme_exist():
         check_names(["make", target])
 
 
+def test_the_number_of_planted_faults_in_the_readme_is_that_of_the_table():
+    """What `make mutants` plants."""
+    faults = runpy.run_path(str(ROOT / "tests/mutants/faults.py"))["FAULTS"]
+    assert f"plants {len(faults)} faults" in " ".join(TEXT.split())
+
+
 def test_the_continuous_integration_calls_the_test_command():
     """CI runs what a newcomer types."""
     assert "\nmake test\n" in (ROOT / ".ci/run").read_text()
@@ -144,6 +151,7 @@ def test_output_agrees_up_to_numbers_spaces_and_ellipses():
     assert agrees("loss   0.25\n...\nequal: 61 leaves", "loss 0.26\nmore\nequal:  7 leaves\n")
     assert not agrees("equal: 61 leaves", "equal: 61 leaves\nand more")
     assert not agrees("equal", "unequal")
+    assert agrees("loss  ▁▂▃", "loss  █▂")
 
 
 def test_the_figures_of_the_guide_to_speed_are_those_of_the_benchmarks():
