@@ -12,7 +12,6 @@ accuracy on held out images and on spoilt ones, and the digest of the final stat
 from __future__ import annotations
 
 import argparse
-import functools
 
 import torch
 from images import digits
@@ -47,11 +46,6 @@ def three_epochs_are_over(state: hf.TrainState) -> bool:
     return state.cursor.epoch >= 3
 
 
-def real_images_are_learned(state: hf.TrainState, accuracy: float) -> bool:
-    """Reads what validation found last, so here the cadence of validation is part of the training."""
-    return float(state.validation.metrics["accuracy"]) >= accuracy
-
-
 class Narrator(hf.Observer):
     """Tells when another phase has begun."""
 
@@ -83,9 +77,11 @@ def job(epochs: int = 10, samples: int = 1500, enough: float = 0.93, root: str |
     """All that `hf.run` needs; also what ``python -m helios_fn.testing curriculum:job`` checks."""
     real = TensorDataset(train_x[:samples], train_y[:samples])
     coarse = TensorDataset(F.avg_pool2d(train_x[:samples], 2), train_y[:samples])
+    # Reads what validation found last, so here the cadence of validation is part of the training.
+    real_images_are_learned = hf.stopping.metric("validation/accuracy", at_least=enough)
     curriculum = hf.Phases(
         [hf.Loader(coarse, 64), hf.Loader(real, 64), hf.Loader(real, 64, transform=spoilt)],
-        advance=[three_epochs_are_over, functools.partial(real_images_are_learned, accuracy=enough)],
+        advance=[three_epochs_are_over, real_images_are_learned],
     )
     optimizer = hf.optim.adamw(2e-3)
     cfg = hf.RunConfig(

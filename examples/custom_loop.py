@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import helios_fn as hf
-from helios_fn.types import Counters, Share
 
 x, y = (torch.tensor(part, dtype=torch.float32) for part in load_breast_cancer(return_X_y=True))
 x = (x - x[:400].mean(0)) / x[:400].std(0)
@@ -53,8 +52,7 @@ def quiet(total: int) -> hf.RunConfig:
 
 def slower(state: hf.TrainState, factor: float) -> hf.TrainState:
     """The same state with another learning rate."""
-    hyper = {**state.opt_state.hyper, "lr": state.opt_state.hyper["lr"] * factor}
-    return state.replace(opt_state=state.opt_state._replace(hyper=hyper))
+    return hf.override(state, {"opt_state.hyper.lr": state.opt_state.hyper["lr"] * factor})
 
 
 def grow(state: hf.TrainState, rounds: int, length: int = 40) -> hf.TrainState:
@@ -75,12 +73,12 @@ def grow(state: hf.TrainState, rounds: int, length: int = 40) -> hf.TrainState:
 
 def by_hand(state: hf.TrainState, total: int) -> hf.TrainState:
     """What is left when the driver is left out: read the cursor's batches, step, and advance the counters."""
-    feed = loader.open(state.cursor, key=state.key, share=Share("iteration"))
+    feed = loader.open(state.cursor, key=state.key)
     while state.counters.iteration < total:
         delivery = next(feed)
         iteration, micro_step = state.counters
         state = step(state.replace(metrics={}), delivery.items[0])
-        state = state.replace(cursor=delivery.cursor, counters=Counters(iteration + 1, micro_step + delivery.count))
+        state = state.replace(cursor=delivery.cursor, counters=hf.Counters(iteration + 1, micro_step + delivery.count))
     feed.close()
     return state
 

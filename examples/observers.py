@@ -56,10 +56,8 @@ class Curve:
         print(f"validation {self.metric}: " + "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * v / top))] for v in self.values))
 
 
-def is_good_enough(state: hf.TrainState) -> str | bool:
-    """When to stop; the text becomes part of the result. Before the first validation there are no metrics."""
-    loss = state.validation.metrics.get("loss")
-    return loss is not None and float(loss) < 0.1 and f"the loss is down to {float(loss):.4f}"
+is_good_enough = hf.stopping.metric("validation/loss", at_most=0.1)
+"""When to stop: any function of the state that returns a truth value, or a text, which becomes part of the result."""
 
 
 def by_one_percent(best: float, new: float) -> bool:

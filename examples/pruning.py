@@ -75,8 +75,10 @@ def train(trial: Any, told: int, root: Path, epochs: int) -> tuple[float, bool]:
 
 def search(root: Path, trials: int, epochs: int) -> None:
     """All trials, those of earlier starts included; one that was cut short comes first."""
-    import optuna
-
+    try:
+        import optuna
+    except ImportError:
+        raise SystemExit("optuna is not installed: pip install optuna") from None
     states = optuna.trial.TrialState
     root.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(

@@ -50,7 +50,7 @@ def main() -> None:
     try:
         from torchmetrics.classification import MulticlassF1Score
     except ImportError:
-        print("torchmetrics is not installed")
+        print("torchmetrics is not installed: pip install torchmetrics")
         return
     generator = torch.Generator().manual_seed(0)
     scores, labels = torch.randn(100, 3, generator=generator), torch.randint(0, 3, (100,), generator=generator)

@@ -5,14 +5,14 @@ everything which can influence the future, and a thin driver, `run`. A run that 
 started again ends in the same bits. This file is the index; nothing is defined here.
 """
 
+from typing import TYPE_CHECKING
+
 # Modules to be used by name: hf.optim.adamw, hf.random.fold_in, hf.tree.digest, ...
 from . import data as data
 from . import distributed as distributed
 from . import metrics as metrics
-from . import observers as observers
 from . import optim as optim
 from . import random as random
-from . import registry as registry
 from . import sinks as sinks
 from . import stopping as stopping
 from . import tree as tree
@@ -43,7 +43,6 @@ from .distributed import launch as launch
 # The driver.
 from .driver import Validator as Validator
 from .driver import dev_run as dev_run
-from .driver import find_learning_rate as find_learning_rate
 from .driver import iterate as iterate
 from .driver import predict as predict
 from .driver import predict_batches as predict_batches
@@ -70,10 +69,6 @@ from .errors import ResumeRefused as ResumeRefused
 from .errors import RootLocked as RootLocked
 from .errors import RunFailed as RunFailed
 from .errors import StateDonated as StateDonated
-
-# Experiments: runs described by files.
-from .experiment import Experiment as Experiment
-from .experiment import load_run as load_run
 
 # Hand-written steps: gradients, their mean over micro-batches, keys, non-finite values.
 from .finite import guard_finite as guard_finite
@@ -117,5 +112,22 @@ from .types import Validation as Validation
 
 # Gradients through training.
 from .unroll import unroll as unroll
+
+# What many programs never use is imported when they ask for it: the names for type checkers, then for Python.
+if TYPE_CHECKING:
+    from . import observers as observers
+    from . import registry as registry
+    from .driver.rates import find_learning_rate as find_learning_rate
+    from .experiment import Experiment as Experiment
+    from .experiment import load_run as load_run
+else:
+    from .later import later as _later
+
+    __getattr__, __dir__ = _later(
+        __name__,
+        "observers",
+        "registry",
+        names={"driver.rates": ("find_learning_rate",), "experiment": ("Experiment", "load_run")},
+    )
 
 __version__ = "0.1.0"

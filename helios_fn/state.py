@@ -10,6 +10,7 @@ import torch
 from . import random, tree
 from .errors import StateDonated
 from .random.keys import consecutive
+from .text import plural, size
 from .types import Counters, Cursor, Key, MicroBatches, Tree, Validation
 
 DEFAULT_SEED = 6691
@@ -18,7 +19,7 @@ OUTPUT_ONLY = ("metrics", "validation.metrics", "cursor.position")
 
 
 @tree.register
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TrainState:
     """Everything that can influence the future of a training run.
 
@@ -50,6 +51,13 @@ class TrainState:
     averages: Tree
     first_bad: torch.Tensor
     extra: Tree
+
+    def __repr__(self) -> str:
+        """Where training stands and what each field holds, in one line; `helios_fn.summary` lists the tensors."""
+        at = f"iteration={self.counters.iteration}, epoch={self.cursor.epoch}"
+        fields = ("params", "buffers", "opt_state", "averages", "metrics", "extra")
+        held = [f"{name}={text}" for name in fields if (text := _held(getattr(self, name)))]
+        return f"TrainState({', '.join([at, *held])})"
 
     def replace(self, **changes: Any) -> TrainState:
         """A copy with some fields changed.
@@ -105,6 +113,21 @@ class _Donated:
 
 
 _DONATED = _Donated()
+
+
+def _held(field: Tree) -> str:
+    """What a field of a state holds, in a few words; empty where that is nothing."""
+    if field is _DONATED:
+        return "<given away>"
+    leaves = tree.leaves(field)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    words = []
+    if tensors:
+        total = sum(leaf.numel() * leaf.element_size() for leaf in tensors)
+        words.append(f"{plural(len(tensors), 'tensor')}, {size(total)}")
+    if len(leaves) > len(tensors):
+        words.append(plural(len(leaves) - len(tensors), "value"))
+    return f"<{' and '.join(words)}>" if words else ""
 
 
 def give_away(state: TrainState) -> None:

@@ -83,7 +83,10 @@ class Aux(NamedTuple):
 
 
 class Share(NamedTuple):
-    """The part of every iteration that one process handles: ``rank`` of ``world`` equal processes."""
+    """The part of every iteration that one process handles: ``rank`` of ``world`` equal processes.
+
+    An iteration has ``micro_batches`` of them; by default one, and one process handles it.
+    """
 
     unit: UnitName = "iteration"
     micro_batches: int = 1

@@ -47,8 +47,8 @@ def lines(found: Comparison) -> Iterator[str]:
     for name, left, right in found.facts:
         yield f"{shown(name)}: {value(left)} in A, {value(right)} in B"
     if found.different is None:
-        known = "" if found.equal is None else f"; the states last at {found.equal}"
-        yield f"equal in {plural(found.compared, 'iteration')} that both tell of{known}"
+        known = "" if found.equal is None else f"; the last equal states are at {found.equal}"
+        yield f"equal in {plural(found.compared, 'iteration')} that both recorded{known}"
         ends = found.left.last, found.right.last
         if ends[0] != ends[1]:
             yield f"A is known up to iteration {ends[0]}, B up to {ends[1]}"

@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     add_job(parser)
     parser.add_argument("--device", metavar="DEVICE", help="where to compute instead; bits may differ")
     parser.add_argument("--debug", action="store_true", help="stop in pdb at the first line of your own code in it")
-    parser.add_argument("--processes", type=int, metavar="W", help="by so many processes of this machine")
+    parser.add_argument("--processes", type=int, metavar="W", help="compute with W processes on this machine")
     parser.set_defaults(run=or_two(run))
 
 

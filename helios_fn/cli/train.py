@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from ..errors import LaunchFailed, RunFailed
 from ..experiment import Experiment, Outcome, parse_value, run_members
 from ..text import lines_out, number, one_line, shown, table
 from ..types import EX_TEMPFAIL, Reason
+
+_PYTHON = os.path.dirname(os.__file__) + os.sep  # its own library
 
 
 def add(commands: Any) -> None:
@@ -74,12 +77,22 @@ def _own_traceback(error: RunFailed) -> list[str]:
     package = str(Path(__file__).resolve().parents[1])
     frames = [] if cause is None else traceback.extract_tb(cause.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(package)]
+    if all(frame.filename.startswith(_PYTHON) and "site-packages" not in frame.filename for frame in own):
+        return []
     told = "".join(traceback.format_list(own)).splitlines()
-    return ["Traceback of your own code (all of it: --traceback):", *told] if told else []
+    return ["Traceback of your own code (all of it: --traceback):", *told]
 
 
 def load(path: Path, overrides: Mapping[str, Any]) -> Experiment:
-    """Read an experiment, and let its packages be found beside it, after all other places."""
+    """Read an experiment, and let its packages be found beside it, after all other places.
+
+    Raises:
+        ValueError: it is no file, or something in it is wrong.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not the TOML file of an experiment. To go on with a run, name its file")
+    if not path.exists():
+        raise ValueError(f"there is no experiment {path}")
     experiment = Experiment.load(path, overrides)
     folder = str(path.resolve().parent)
     if folder not in sys.path:

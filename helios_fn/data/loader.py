@@ -21,6 +21,7 @@ from .pool import PoolOptions
 from .sampling import Collate, KeyedDataset, Reader, Transform
 
 _POSITIONS = operator.attrgetter("positions")
+_ALONE = Share()
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -150,8 +151,12 @@ class Loader:
             "a Loader keeps no position or seed of its own: read one epoch with `for batch in loader.epoch(key, 0)`"
         )
 
-    def open(self, cursor: Cursor, *, key: Key, share: Share) -> Feed:
+    def open(self, cursor: Cursor, *, key: Key, share: Share = _ALONE) -> Feed:
         """A feed that starts at ``cursor``, for the part of each iteration that ``share`` names.
+
+        For a loop of your own, ``loader.open(state.cursor, key=state.key)`` is enough: one process, and iterations of
+        one micro-batch. Each item of the feed holds ``items`` (the micro-batches), ``count`` (by which
+        ``counters.micro_step`` grows), and ``cursor`` (the next state's).
 
         Raises:
             ValueError: the cursor does not belong to this loader.

@@ -15,6 +15,7 @@ from ..types import Cursor, Delivery, Feed, Json, Key, Share
 from .feed import ReadingFeed
 from .sampling import Collate, brief, seed_globals_for
 
+_ALONE = Share()
 OpenStream: TypeAlias = Callable[[Any, Key], Iterator[tuple[Any, Any]]]
 
 
@@ -68,8 +69,8 @@ class Stream:
         """Unknown: a stream ends when it ends."""
         return None
 
-    def open(self, cursor: Cursor, *, key: Key, share: Share) -> Feed:
-        """A feed that starts at ``cursor``.
+    def open(self, cursor: Cursor, *, key: Key, share: Share = _ALONE) -> Feed:
+        """A feed that starts at ``cursor``; by default for one process, and iterations of one micro-batch.
 
         Raises:
             ValueError: the run counts in epochs, whose length a stream does not tell.

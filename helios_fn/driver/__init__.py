@@ -5,7 +5,6 @@ from .evaluate import Validator as Validator
 from .evaluate import test as test
 from .predict import predict as predict
 from .predict import predict_batches as predict_batches
-from .rates import find_learning_rate as find_learning_rate
 from .refresh import refresh_batch_norm as refresh_batch_norm
 from .run import iterate as iterate
 from .run import run as run

@@ -26,6 +26,7 @@ def save_after(error: BaseException, loop: Loop) -> Path | None:
         return None  # nothing has been trained, and the next start is to be a fresh one
     if loop.outlets.broken or isinstance(error, PurityError | NonFiniteError) or is_given_away(loop.complete):
         return None
+    told = ""
     for lenient in (False, True):
         if _is_saved(loop) or not loop.folder.keeps:
             break
@@ -36,7 +37,9 @@ def save_after(error: BaseException, loop: Loop) -> Path | None:
             loop.save(lenient=lenient)
             loop.saving.hear()
         except Exception as second:
-            _LOGGER.warning("saving the state before the failure: %s", second)
+            if str(second) != told:  # the second try may meet what the first one met, such as a full disk
+                _LOGGER.warning("saving the state before the failure: %s", second)
+            told = str(second)
     return loop.saving.last_checkpoint if _is_saved(loop) else None
 
 

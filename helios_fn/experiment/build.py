@@ -28,7 +28,7 @@ from .together import check_together, ensemble_of
 _LOGGER = logging.getLogger("helios_fn")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Built:
     """An experiment whose parts have been made: what `run` takes, as one object.
 
@@ -52,6 +52,13 @@ class Built:
     sinks: tuple[Sink, ...]
     observers: tuple[Observer, ...]
     evaluate: Callable[..., Any]
+
+    def __repr__(self) -> str:
+        """What is trained on what, and how far it is, in one line; `Experiment.dumps` has the whole experiment."""
+        made = self.experiment
+        parts = {"model": made.model, "optimizer": made.optimizer, "dataset": made.data.dataset}
+        names = ", ".join(f"{kind}={part.name!r}" for kind, part in parts.items())
+        return f"Built({names}, root={self.config.root and str(self.config.root)!r}, state={self.state!r})"
 
     def run(self, **keywords: Any) -> Result:
         """Train by `helios_fn.run`; ``keywords`` are further arguments of it, or replace those of the experiment.

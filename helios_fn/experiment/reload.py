@@ -81,7 +81,7 @@ def _with_state(built: Built, chosen: Checkpoint) -> Built:
 def _chosen(path: Path, name: str | None) -> Checkpoint:
     """The checkpoint at a path, or the newest valid one in a root."""
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
+        raise CheckpointError(f"{path} does not exist: nothing has been trained there, or the path is wrong")
     if path.name != "checkpoints" and not (path / "checkpoints").is_dir():
         return _named(path)
     return newest_valid(OS, path, name)

@@ -112,7 +112,7 @@ def test_what_observes_a_run_changes_nothing(tmp_path):
     """A condition of one's own ends the run at the same epoch with observer and sink, and without."""
     lines = Script(EXAMPLES / "observers.py", cwd=tmp_path).lines()
     assert re.fullmatch("validation loss: [▁▂▃▄▅▆▇█]{33}", lines[-3])
-    assert lines[-2].startswith("should_stop asked for it: the loss is down to 0.09")
+    assert lines[-2].startswith("should_stop asked for it: validation/loss is 0.09")
     assert lines[-1] == "epochs 33; without observer and sink the final state is the same"
 
 

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
 import helios_fn as hf
 from helios_fn import testing
 
@@ -28,14 +36,25 @@ TESTING = {
 }  # fmt: skip
 
 
-def public(module) -> set[str]:
-    import types
+HEAVY = (
+    "hypothesis", "matplotlib", "sklearn", "tensorboard", "torch._dynamo", "torch.distributed.checkpoint",
+    "torch.profiler", "torch.utils.tensorboard",
+)  # fmt: skip
+RARE = ("experiment", "forensics", "observers", "registry", "testing", "cli", "driver.rates")
 
+
+def public(module) -> set[str]:
     return {
         name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType)
-    }
+        for name in dir(module)
+        if not name.startswith("_") and not isinstance(getattr(module, name), types.ModuleType)
+    } - {"TYPE_CHECKING"}
+
+
+def in_a_fresh_process(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_public_names_are_the_listed_ones():
@@ -54,3 +73,41 @@ def test_every_public_name_is_documented():
     for module, names in ((hf, NAMES), (testing, TESTING)):
         for name in names:
             assert (getattr(module, name).__doc__ or "").strip(), name
+
+
+def test_type_checkers_see_the_names_that_are_imported_later():
+    """The names under ``if TYPE_CHECKING`` are those that ``__getattr__`` finds, in the same modules."""
+    body = ast.parse(Path(hf.__file__).read_text()).body
+    (choice,) = [node for node in body if isinstance(node, ast.If)]
+    seen = {(node.module, alias.asname) for node in choice.body for alias in node.names}
+    call = choice.orelse[-1].value
+    found = {(None, ast.literal_eval(module)) for module in call.args[1:]}
+    found |= {(place, name) for place, names in ast.literal_eval(call.keywords[0].value).items() for name in names}
+    assert seen == found
+
+
+def test_importing_the_package_imports_nothing_heavy_or_rare():
+    """What torch itself has not imported already, and the parts of this package that many programs never use."""
+    program = f"""
+import sys, torch, optree
+before = set(sys.modules)
+import helios_fn as hf
+new = set(sys.modules) - before
+print(*[name for name in {HEAVY!r} if name in new])
+print(*[name for name in {RARE!r} if "helios_fn." + name in new])
+assert {{"Experiment", "find_learning_rate", "load_run", "observers", "registry", "run"}} <= set(dir(hf))
+from helios_fn import Experiment, load_run, observers
+assert hf.Experiment is Experiment and hf.load_run is load_run and hf.observers is observers
+from helios_fn.experiment import run_members
+assert callable(hf.ensemble) and callable(hf.summary) and callable(hf.unroll)
+"""
+    assert in_a_fresh_process(program).split() == []
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    """The message is Python's own, with its hint at a name that is close."""
+    with pytest.raises(AttributeError, match=r"^module 'helios_fn' has no attribute 'lode_run'$") as caught:
+        hf.lode_run  # noqa: B018
+    assert (caught.value.name, caught.value.obj) == ("lode_run", hf)
+    with pytest.raises(ImportError, match="lode_run"):
+        from helios_fn import lode_run  # noqa: F401

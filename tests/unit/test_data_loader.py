@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import random as python_random
 import re
@@ -394,3 +395,15 @@ def test_loaders_are_not_iterated_bare():
     """There is no hidden epoch counter; the message names the way to read an epoch."""
     with pytest.raises(TypeError, match=r"loader\.epoch\(key, 0\)"):
         iter(Loader(Numbers(5), 2))
+
+
+def test_a_loop_by_hand_needs_cursor_and_key_alone():
+    """Without a share, a feed is that of one process and of iterations of one micro-batch."""
+    loader = Loader(Numbers(10), batch_size=4)
+    with contextlib.closing(loader.open(START, key=KEY)) as feed:
+        short = [next(feed) for _ in range(5)]
+    with contextlib.closing(loader.open(START, key=KEY, share=Share("iteration", 1, 0, 1))) as feed:
+        full = [next(feed) for _ in range(5)]
+    assert tree.digest(short) == tree.digest(full)
+    assert all(each.count == len(each.items) == 1 for each in short)
+    assert [each.cursor[1:3] for each in short] == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]

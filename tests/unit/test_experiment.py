@@ -495,6 +495,8 @@ class TestLoadRun:
         assert digest(built.state) == digest(state)
         assert built.test() == pytest.approx({name: float(v) for name, v in state.validation.metrics.items()})
         assert digest(built.run().state) == digest(state)
+        assert repr(built).endswith(f", root={str(root)!r}, state={built.state!r})")
+        assert len(repr(built)) < 300 + len(str(root))
 
     def test_the_step_of_a_folder_makes_the_same_bits(self, trained, tmp_path):
         """From its first checkpoint, in memory, three iterations are those of the run."""

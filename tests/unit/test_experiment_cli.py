@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import itertools
 import os
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 import helios_fn as hf
 from helios_fn import tree
+from helios_fn.checkpoint.files import FileSystem
 from helios_fn.cli import main, train
 from helios_fn.cli.train import status
 from helios_fn.experiment import Outcome
@@ -144,8 +147,9 @@ class TestTrain:
         assert not (file.parent / "root").exists()
 
     def test_a_file_that_is_none_is_named(self, tmp_path, call):
-        """Missing, or something else."""
-        assert "none.toml" in call("train", tmp_path / "none.toml")[2]
+        """Missing, a folder, or something else."""
+        assert f"there is no experiment {tmp_path / 'none.toml'}\n" in call("train", tmp_path / "none.toml")[2]
+        assert "is a folder, not the TOML file of an experiment" in call("train", tmp_path)[2]
         (tmp_path / "x.toml").write_bytes(b"\xff")
         assert "x.toml is not TOML: it is not in UTF-8" in call("train", tmp_path / "x.toml")[2]
 
@@ -177,6 +181,15 @@ class TestTrain:
         assert not any("helios_fn/" in line for line in lines[:-1])
         with pytest.raises(hf.RunFailed):
             call("train", file, "--set", f"loss={name}_broken", "--traceback")
+
+    def test_a_failure_without_code_of_the_user_shows_none(self, file, call, monkeypatch):
+        """Python's own library is not what somebody wrote: a disk that is full takes one line."""
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        monkeypatch.setattr(FileSystem, "write", mock.Mock(side_effect=full))
+        code, _, err = call("train", file)
+        assert code == 1
+        assert "Traceback" not in err
+        assert "No space left on device" in err.splitlines()[-1]
 
     def test_processes_are_launched_with_what_was_set(self, file, call, monkeypatch):
         """And the worst of their statuses is the command's."""

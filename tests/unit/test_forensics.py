@@ -84,7 +84,10 @@ class TestCompare:
         """With status 0, and the interval that was looked at."""
         status, out, _ = call("compare", runs / "a", runs / "same")
         assert status == 0
-        assert out == "equal in 11 iterations that both tell of; the states last at iteration 10 (fingerprint)\n"
+        assert (
+            out
+            == "equal in 11 iterations that both recorded; the last equal states are at iteration 10 (fingerprint)\n"
+        )
 
     def test_other_data_are_told_from_another_state(self, runs, tmp_path):
         """The batch differs, so the data are to blame, and the micro-batch is named."""

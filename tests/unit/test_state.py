@@ -7,6 +7,7 @@ import torch
 
 import helios_fn as hf
 from helios_fn import tree
+from helios_fn.state import give_away
 from helios_fn.types import Counters, MicroBatches
 
 
@@ -58,3 +59,33 @@ def test_mistakes_are_named(call, error, message):
 def test_the_default_seed_is_the_ancestors():
     """Helios seeds with 6691; so do we."""
     assert tree.equal(make().key, hf.random.key(6691))
+
+
+def test_the_text_of_a_state_says_where_it_stands_and_what_it_holds():
+    """One line, however large the tensors are: none of their values is in it."""
+    params = {"weight": torch.full((1000, 250), 0.125), "bias": torch.zeros(4, dtype=torch.float64)}
+    state = hf.init_state(params, extra={"best": 0.5, "seen": torch.zeros(2), "worst": 1.0})
+    assert repr(state) == (
+        "TrainState(iteration=0, epoch=0, params=<2 tensors, 1 MB>, extra=<1 tensor, 8 B and 2 values>)"
+    )
+    later = state.replace(counters=hf.Counters(7, 14), cursor=hf.Cursor(epoch=3), metrics={"loss": torch.ones(())})
+    assert repr(later).startswith("TrainState(iteration=7, epoch=3, params=<2 tensors, 1 MB>, metrics=<1 tensor, 4 B>")
+
+
+def test_the_text_of_a_state_never_fails():
+    """Of a state that was given away, one without memory, one inside of a transform, and one of anything."""
+    state = hf.init_state({"w": torch.ones(3)})
+    assert "params=<1 tensor, 12 B>" in repr(hf.tree.map(lambda leaf: torch.as_tensor(leaf, device="meta"), state))
+    seen = []
+
+    def look(w):
+        seen.append(repr(state.replace(params={"w": w})))
+        return w.sum()
+
+    torch.func.vmap(torch.func.grad(look))(torch.ones(2, 3))
+    assert seen == [repr(state)]
+    assert "extra=<1 value>" in repr(state.replace(params=None, extra=object()))
+    give_away(state)
+    assert repr(state) == (
+        "TrainState(iteration=0, epoch=0, params=<given away>, opt_state=<given away>, averages=<given away>)"
+    )
