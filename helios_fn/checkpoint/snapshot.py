@@ -138,6 +138,7 @@ def _survey(tree: Tree) -> _Survey:
             scalars.append(Scalar(kind.__name__, node))
 
     visit(tree)
+    del visit  # it refers to itself: all tensors would stay in memory until the garbage collector comes by
     return _Survey(tuple(signature), tensors, scalars)
 
 
