@@ -6,8 +6,8 @@ the mistake. They are left out, as JAX leaves out its own (``JAX_TRACEBACK_FILTE
 
 from __future__ import annotations
 
-import dis
 import contextlib
+import dis
 import functools
 import os
 from collections.abc import Callable, Iterator

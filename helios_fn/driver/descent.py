@@ -112,7 +112,8 @@ def _files_at(branch: Branch) -> str | None:
 
 def _files(manifest: Manifest) -> str:
     """What tells a checkpoint from others of its name, of which there are many: runs are called ``run`` by default."""
-    return hashlib.sha256(canonical.dump({name: list(entry) for name, entry in manifest.files.items()})).hexdigest()[:16]
+    files: Any = {name: list(entry) for name, entry in manifest.files.items()}
+    return hashlib.sha256(canonical.dump(files)).hexdigest()[:16]
 
 
 def _value(value: Any) -> str:

@@ -33,8 +33,8 @@ class Table:
         """Append the row of the next batch.
 
         Raises:
-            ValueError: its metrics have other names than those before, or its weight is negative or not finite; or a metric
-                was measured with another total.
+            ValueError: its metrics have other names than those before, or its weight is negative or not finite; or a
+                metric was measured with another total.
             TypeError: a metric is neither a scalar nor `Measured`.
         """
         given = aux.metrics or {}

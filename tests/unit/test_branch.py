@@ -129,7 +129,7 @@ class TestBranch:
             run(job(origin.parent.parent), resume=hf.branch(origin))
 
     def test_a_checkpoint_of_the_same_name_is_not_the_same_checkpoint(self, origin, tmp_path):
-        """Runs are called alike, so their checkpoints are: the root of a branch of one does not go on as the other's."""
+        """Runs are called alike, so their checkpoints are: a branch of one does not go on as one of the other."""
         run(job(tmp_path / "another", seed=1))
         another = tmp_path / "another" / "checkpoints" / origin.name
         branch = {"lift": "seed", "override": {LR: 0.01}}

@@ -18,12 +18,12 @@ from helios_fn.frames import focused
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen(Exception):  # noqa: N818
+class Frozen(Exception):
     code: int
 
 
 @dataclasses.dataclass
-class Compared(Exception):  # noqa: N818
+class Compared(Exception):
     values: Any
 
 
