@@ -16,8 +16,8 @@ def mean() -> Metric:
     """The mean of values, optionally weighted: ``mean()(losses)``, ``mean()(losses, weights)``.
 
     Values are of any shape, weights of the same, finite and not negative. Sums are in float64: the mean does not
-    depend on the number of processes, and on the split into batches by rounding alone. A value of weight 0 has no part in it,
-    whatever it is. The result is NaN where the total weight is 0.
+    depend on the number of processes, and on the split into batches by rounding alone. A value of weight 0 has no
+    part in it, whatever it is. The result is NaN where the total weight is 0.
 
     Raises:
         TypeError: (when called) the values are no tensors of numbers.
