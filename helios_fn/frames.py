@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import numpy
 import optree
@@ -108,12 +108,16 @@ def _links(link: TracebackType | None) -> Iterator[TracebackType]:
         link = link.tb_next
 
 
-def _whose(link: TracebackType) -> str:
-    name = link.tb_frame.f_code.co_filename
+def whose(name: str) -> Literal["ours", "machinery", "user"]:
+    """Whose code is in a file of this name: this package's; Python's, or that of what we build on; or the user's."""
     if name.startswith(_OURS):
         return "ours"
     python = name.startswith(_PYTHON) and not any(folder in name for folder in _INSTALLED)
     return "machinery" if python or name.startswith(_MACHINERY) else "user"
+
+
+def _whose(link: TracebackType) -> str:
+    return whose(link.tb_frame.f_code.co_filename)
 
 
 def _refused(link: TracebackType) -> bool:
