@@ -18,7 +18,7 @@ from ..state import TrainState
 from ..types import Cursor, Json
 from .record import Facts, lifted
 
-_RUNS_OWN = ("cursor.*", "counters.*", "metrics.*", "key")
+_RUNS_OWN = ("cursor.*", "counters.*", "metrics.*", "key", "first_bad")
 
 
 class Branched(NamedTuple):

@@ -112,6 +112,7 @@ class TestBranch:
             ({"lift": ["data.batchsize", "data.*"]}, ValueError, "did you mean 'data.batch_size'"),
             ({"lift": "data.*", "override": {"opt_state.hyper.rl": 1.0}}, ValueError, f"did you mean '{LR}'"),
             ({"lift": "data.*", "override": {"cursor.batch": 1}}, ValueError, "the run itself keeps it"),
+            ({"lift": "data.*", "override": {"first_bad": 1}}, ValueError, "the run itself keeps it"),
         ],
     )
     def test_what_it_does_not_name_is_refused_as_ever(self, origin, tmp_path, changes, error, words):
@@ -184,6 +185,7 @@ class TestOverride:
             ({"b": 1}, TypeError, "must be of this type"),
             ({"l*": 0.1, "lr": 0.2}, ValueError, "both 'l.' and 'lr' change lr"),
             ([("lr", 1.0)], TypeError, "maps names"),
+            ({3: 1.0}, TypeError, "maps names.*got 3"),
         ],
     )
     def test_a_value_that_does_not_fit_is_refused_with_the_leaf(self, changes, error, words):
