@@ -49,9 +49,7 @@ def overridden(state: Tree, changes: Mapping[str, Any]) -> tuple[Tree, list[Chan
     if not isinstance(changes, Mapping):
         raise TypeError(f"changes maps names of leaves to new values, got {type(changes).__name__}")
     if strangers := [name for name in changes if not isinstance(name, str)]:
-        raise TypeError(
-            f"changes maps names of leaves, such as 'params.head.bias', to new values, got {strangers[0]!r}"
-        )
+        raise TypeError(f"changes maps names of leaves, such as 'head.bias', to new values, got {strangers[0]!r}")
     leaves, treespec = tree.flatten(state)
     paths = tree.paths(state)
     places = {name_of(path): at for at, path in enumerate(paths)}
