@@ -6,19 +6,29 @@ the mistake. They are left out, as JAX leaves out its own (``JAX_TRACEBACK_FILTE
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
+import numpy
+import optree
 import torch
 
 _OURS = f"{Path(__file__).parent}{os.sep}"
 # Not <stdin> or <string>, which somebody has typed.
-_MACHINERY = (f"{Path(torch.__file__).parent}{os.sep}", "<frozen ", "<eval_with_key>", "<__array_function__")
+_MACHINERY = (
+    *(f"{Path(str(module.__file__)).parent}{os.sep}" for module in (torch, numpy, optree)),
+    "<frozen ",
+    "<eval_with_key>",
+    "<__array_function__",
+)
+_PYTHON = f"{Path(os.__file__).parent}{os.sep}"
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")  # may lie inside of it
 _FULL = "HELIOS_FN_TRACEBACK"
 _NOTE = f"(The frames of helios_fn itself are left out; set {_FULL}=full to see them.)"
 _LAST = 2  # of our frames, where the last of all is ours: what refused something, and what asked it
@@ -56,9 +66,11 @@ def focused(error: E) -> E:
     for each in chain:
         links = list(_links(each.__traceback__))
         if theirs or (links and _whose(links[-1]) == "ours" and _refused(links[-1])):
-            each.__traceback__ = _focused(links)
+            # Not by assignment, which an exception that is a frozen dataclass refuses; likewise its notes.
+            BaseException.with_traceback(each, _focused(links))
     if _frames(chain) < before and _NOTE not in getattr(error, "__notes__", ()):
-        error.add_note(_NOTE)
+        with contextlib.suppress(AttributeError):
+            error.add_note(_NOTE)
     return error
 
 
@@ -66,7 +78,8 @@ def _causes(error: BaseException) -> list[BaseException]:
     """The error and what is printed above it."""
     chain: list[BaseException] = []
     link: BaseException | None = error
-    while link is not None and link not in chain:
+    # By identity: errors of a user's own may be compared by tensors that they hold.
+    while link is not None and not any(link is each for each in chain):
         chain.append(link)
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     return chain
@@ -95,11 +108,16 @@ def _links(link: TracebackType | None) -> Iterator[TracebackType]:
         link = link.tb_next
 
 
-def _whose(link: TracebackType) -> str:
-    name = link.tb_frame.f_code.co_filename
+def whose(name: str) -> Literal["ours", "machinery", "user"]:
+    """Whose code is in a file of this name: this package's; Python's, or that of what we build on; or the user's."""
     if name.startswith(_OURS):
         return "ours"
-    return "machinery" if name.startswith(_MACHINERY) else "user"
+    python = name.startswith(_PYTHON) and not any(folder in name for folder in _INSTALLED)
+    return "machinery" if python or name.startswith(_MACHINERY) else "user"
+
+
+def _whose(link: TracebackType) -> str:
+    return whose(link.tb_frame.f_code.co_filename)
 
 
 def _refused(link: TracebackType) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -36,8 +37,8 @@ def override(state: Tree, changes: Mapping[str, Any]) -> Tree:
             dimensions a tensor of its dtype and shape; a Python scalar one of its type.
 
     Raises:
-        ValueError: a pattern matches no leaf (names those that are close), two match the same leaf, or a value does
-            not fit into the leaf's shape or range.
+        ValueError: a pattern matches no leaf (names those that are close), two match the same leaf, a name stands for
+            two leaves, or a value does not fit into the leaf's shape or range.
         TypeError: a value is of another kind or dtype than its leaf.
     """
     return overridden(state, changes)[0]
@@ -47,8 +48,12 @@ def overridden(state: Tree, changes: Mapping[str, Any]) -> tuple[Tree, list[Chan
     """The same, and what was changed."""
     if not isinstance(changes, Mapping):
         raise TypeError(f"changes maps names of leaves to new values, got {type(changes).__name__}")
+    if strangers := [name for name in changes if not isinstance(name, str)]:
+        raise TypeError(f"changes maps names of leaves, such as 'head.bias', to new values, got {strangers[0]!r}")
     leaves, treespec = tree.flatten(state)
-    places = {name_of(path): at for at, path in enumerate(tree.paths(state))}
+    paths = tree.paths(state)
+    places = {name_of(path): at for at, path in enumerate(paths)}
+    twice = {name_of(path) for at, path in enumerate(paths) if places[name_of(path)] != at}
     found: list[Change] = []
     by: dict[str, str] = {}
     for pattern, value in changes.items():
@@ -58,6 +63,9 @@ def overridden(state: Tree, changes: Mapping[str, Any]) -> tuple[Tree, list[Chan
         for name in chosen:
             if by.setdefault(name, pattern) != pattern:
                 raise ValueError(f"both {by[name]!r} and {pattern!r} change {name}: write each leaf once")
+            if name in twice:
+                both = " and ".join(path for path in paths if name_of(path) == name)
+                raise ValueError(f"{name} is the name of {both}: nobody can tell which one is to change")
             old = leaves[places[name]]
             new = leaves[places[name]] = _fitted(name, old, value)
             found.append(Change(name, _in_words(old), _in_words(new)))
@@ -71,16 +79,25 @@ def _fitted(name: str, old: Any, value: Any) -> Any:
             raise TypeError(f"{name} is a sharded tensor, which cannot be overridden: write it before it is sharded")
         return _like(name, old, value)
     if type(old) is float and type(value) is int:
-        return float(value)
+        return _as_float(name, value)
     if type(value) is not type(old):
         raise TypeError(f"{name} is {tree.describe(old)}: its new value must be of this type, got {_got(value)}")
     return value
+
+
+def _as_float(name: str, value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} is a float, into which {value!r} does not fit") from error
 
 
 def _like(name: str, old: torch.Tensor, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         if value.dtype != old.dtype:
             raise TypeError(f"{name} is {tree.describe(old)}, got {tree.describe(value)}: convert it to {old.dtype}")
+        if value.layout != old.layout or (value.is_meta and not old.is_meta):
+            raise TypeError(f"{name} must be a tensor with plain memory, got {value.layout} on {value.device}")
         if value.shape != old.shape:
             raise ValueError(f"{name} is {tree.describe(old)}, got {tree.describe(value)}, of another shape")
         return value.detach().to(old.device, copy=True)
@@ -94,9 +111,15 @@ def _like(name: str, old: torch.Tensor, value: Any) -> torch.Tensor:
             f"{name} is {tree.describe(old)}: its new value must be a number of its kind, got {_got(value)}"
         )
     try:
-        return torch.tensor(value, dtype=old.dtype, device=old.device)
+        new = torch.tensor(value, dtype=old.dtype)
+        # Unsigned integers wrap around, and floats become infinite, without a word.
+        inexact = old.is_floating_point() or old.is_complex()
+        fits = cmath.isfinite(new.item()) or not cmath.isfinite(value) if inexact else new.item() == value
     except (RuntimeError, OverflowError, ValueError) as error:
         raise ValueError(f"{name} is {tree.describe(old)}, into which {value!r} does not fit: {error}") from error
+    if not fits:
+        raise ValueError(f"{name} is {tree.describe(old)}, into which {value!r} does not fit")
+    return new.to(old.device)
 
 
 def _got(value: Any) -> str:

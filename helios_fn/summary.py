@@ -24,7 +24,7 @@ class Leaf:
         shape: its lengths.
         dtype: such as ``torch.float32``.
         device: where it is.
-        bytes: the memory that is its own: 0 where an earlier leaf has the same memory.
+        bytes: the memory that is its own: what an earlier leaf that begins at the same place has of it is that one's.
     """
 
     name: str
@@ -117,13 +117,14 @@ def _named(state: Tree) -> Iterator[tuple[str, Any]]:
 
 
 def _leaves(named: Iterable[tuple[str, Any]]) -> Iterator[Leaf]:
-    seen: set[tuple[Any, Any]] = set()
+    seen: dict[tuple[Any, Any], int] = {}
     for name, leaf in named:
         if not isinstance(leaf, torch.Tensor):
             continue
-        own = _place(leaf) not in seen
-        seen.add(_place(leaf))
-        yield Leaf(name, tuple(leaf.shape), leaf.dtype, leaf.device, leaf.numel() * leaf.element_size() if own else 0)
+        place, needed = _place(leaf), leaf.numel() * leaf.element_size()
+        counted = seen.get(place, 0)
+        seen[place] = max(needed, counted)
+        yield Leaf(name, tuple(leaf.shape), leaf.dtype, leaf.device, max(0, needed - counted))
 
 
 def _place(leaf: torch.Tensor) -> tuple[Any, Any]:

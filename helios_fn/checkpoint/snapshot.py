@@ -113,32 +113,34 @@ def _survey(tree: Tree) -> _Survey:
     signature: list[Any] = []
     tensors: list[torch.Tensor] = []
     scalars: list[Scalar] = []
-    storage_numbers: dict[int, int] = {}
-
-    def visit(node: Any) -> None:
-        kind = type(node)
-        if isinstance(node, torch.Tensor):
-            storage = storage_numbers.setdefault(node.untyped_storage()._cdata, len(storage_numbers))
-            signature.append((node.dtype, node.shape, node.stride(), node.storage_offset(), storage))
-            tensors.append(node)
-        elif kind is dict:  # most of a state; like the next, quicker to walk through than to take apart
-            signature.append((dict, _exact(node)))
-            for child in node.values():
-                visit(child)
-        elif kind is tuple or kind is list:
-            signature.append((kind, len(node)))
-            for child in node:
-                visit(child)
-        elif (opened := structure.open_node(node)) is not None:
-            signature.append((opened.kind, opened.name, _exact(opened.keys), len(opened.children)))
-            for child in opened.children.values():
-                visit(child)
-        else:
-            signature.append(kind)
-            scalars.append(Scalar(kind.__name__, node))
-
-    visit(tree)
+    _visit(tree, signature, tensors, scalars, {})
     return _Survey(tuple(signature), tensors, scalars)
+
+
+def _visit(
+    node: Any, signature: list[Any], tensors: list[torch.Tensor], scalars: list[Scalar], numbers: dict[int, int]
+) -> None:
+    # Not within `_survey`: it would hold itself, and with it all tensors, until the garbage collector comes by.
+    kind = type(node)
+    if isinstance(node, torch.Tensor):
+        storage = numbers.setdefault(node.untyped_storage()._cdata, len(numbers))
+        signature.append((node.dtype, node.shape, node.stride(), node.storage_offset(), storage))
+        tensors.append(node)
+    elif kind is dict:  # most of a state; like the next, quicker to walk through than to take apart
+        signature.append((dict, _exact(node)))
+        for child in node.values():
+            _visit(child, signature, tensors, scalars, numbers)
+    elif kind is tuple or kind is list:
+        signature.append((kind, len(node)))
+        for child in node:
+            _visit(child, signature, tensors, scalars, numbers)
+    elif (opened := structure.open_node(node)) is not None:
+        signature.append((opened.kind, opened.name, _exact(opened.keys), len(opened.children)))
+        for child in opened.children.values():
+            _visit(child, signature, tensors, scalars, numbers)
+    else:
+        signature.append(kind)
+        scalars.append(Scalar(kind.__name__, node))
 
 
 def _exact(keys: Iterable[Any]) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from .evaluate import Validator
 _RECORDED = frozenset(
     {"config", "cycles", "environment", "geometry", "history", "log_dir", "processes", "sinks", "validation"}
 )
-PassThrough = tuple[type[BaseException], ...]
 
 
 def check_step(step: Any) -> None:
@@ -56,15 +55,6 @@ def check_combination(
     sources = [source.source(phase) for phase in range(len(source))] if isinstance(source, Phases) else [source]
     if any(each.batches_per_epoch is None for each in sources):
         _check_stream(cfg)
-
-
-def checked_types(pass_through: Iterable[type[BaseException]]) -> PassThrough:
-    """The exception types as a tuple; raises TypeError for anything else."""
-    types = tuple(pass_through)
-    for each in types:
-        if not (isinstance(each, type) and issubclass(each, BaseException)):
-            raise TypeError(f"pass_through lists exception types, got {each!r}")
-    return types
 
 
 def checked_record(record: Any) -> dict[str, Json]:

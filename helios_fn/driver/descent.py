@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .. import tree
 from ..branching import Branch
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, Manifest, canonical
+from ..checkpoint.format import read_manifest
 from ..dtensors import any_sharded
 from ..errors import CheckpointError
 from ..overriding import overridden
@@ -16,7 +18,7 @@ from ..state import TrainState
 from ..types import Cursor, Json
 from .record import Facts, lifted
 
-_RUNS_OWN = ("cursor.*", "counters.*", "metrics.*", "key")
+_RUNS_OWN = ("cursor.*", "counters.*", "metrics.*", "key", "first_bad")
 
 
 class Branched(NamedTuple):
@@ -51,6 +53,7 @@ def begin(chosen: Checkpoint, state: TrainState, fresh: TrainState, branch: Bran
         "run": chosen.manifest.run,
         "iteration": chosen.iteration,
         "micro_step": chosen.micro_step,
+        "files": _files(chosen.manifest),
         "digest": None if any_sharded(tree.leaves(state)) else tree.digest(state),
     }
     owned = Chooser(_RUNS_OWN)
@@ -77,7 +80,7 @@ def check_same(newest: Checkpoint, branch: Branch) -> None:
         CheckpointError: it is another run's, or another branch's.
     """
     history = history_of(newest)
-    last = history[-1] if history else None
+    last: Any = history[-1] if history else None
     wanted = _request(branch)
     if not isinstance(last, dict) or {name: last.get(name) for name in wanted} != wanted:
         came = f"was begun as {_shown(last)}" if isinstance(last, dict) else "did not branch off another run"
@@ -85,12 +88,32 @@ def check_same(newest: Checkpoint, branch: Branch) -> None:
             f"{newest.path} {came}, and resume asks for {_shown(wanted)}: choose another root for another branch, or "
             "resume='auto' to go on with the one that is there"
         )
+    known, found = last.get("files"), _files_at(branch)
+    if None not in (known, found) and known != found:
+        raise CheckpointError(
+            f"{newest.path} was begun from another checkpoint of the same name than {branch.checkpoint}: choose "
+            "another root for another branch, or resume='auto' to go on with the one that is there"
+        )
 
 
 def _request(branch: Branch) -> dict[str, Json]:
     """What was asked for, as plain JSON that compares equal later. A moved folder is the same."""
     wanted: dict[str, Json] = {name: _value(value) for name, value in sorted(branch.override.items())}
     return {"checkpoint": branch.checkpoint.name, "lift": list(branch.lift), "override": wanted, "note": branch.note}
+
+
+def _files_at(branch: Branch) -> str | None:
+    """Of the checkpoint at which a branch begins; ``None`` if that is gone by now."""
+    try:
+        return _files(read_manifest(branch.checkpoint.expanduser().absolute()))
+    except (CheckpointError, OSError):
+        return None
+
+
+def _files(manifest: Manifest) -> str:
+    """What tells a checkpoint from others of its name, of which there are many: runs are called ``run`` by default."""
+    files: Any = {name: list(entry) for name, entry in manifest.files.items()}
+    return hashlib.sha256(canonical.dump(files)).hexdigest()[:16]
 
 
 def _value(value: Any) -> str:

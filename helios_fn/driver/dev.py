@@ -66,6 +66,7 @@ def _shortened(cfg: RunConfig, root: str, iterations: int, micro_batches: int, s
     changes: dict[str, Any] = {
         "total": iterations if cfg.unit == "iteration" else 1,
         "log_every": Every(1, "iteration"),
+        "fingerprint_every": None,  # no sink is there to keep them
         "checkpoint_every": Every(1, "iteration"),
         "checkpoint_every_seconds": None,
         "root": root,

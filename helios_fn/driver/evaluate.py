@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..distributed import current
@@ -72,7 +73,7 @@ class Validator:
         return self._with(self.fold.over(loader))
 
     def _with(self, fold: Fold) -> Validator:
-        other = object.__new__(type(self))
+        other = copy.copy(self)  # of a class derived from this one, with all that it has besides
         other.fold = fold
         return other
 
@@ -130,7 +131,7 @@ def test(
     *,
     params: Callable[[TrainState], Tree] = lambda state: state.params,
     device: Any = None,
-    pass_through: tuple[type[BaseException], ...] = (),
+    pass_through: Iterable[type[BaseException]] = (),
     on_batch: OnBatch | None = None,
 ) -> Mapping[str, Any]:
     """Evaluate a trained state once and return its metrics by name.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..schedule import rank_slice
 from ..state import TrainState
 from ..types import Cursor, Share, Source, Tree
 from .batches import describe_batch, one_source, to_device
+from .passing import checked_types
 
 OnBatch = Callable[[int, int | None], None]
 Params = Callable[[TrainState], Tree]
@@ -97,11 +98,12 @@ class Fold:
         self.last_batch = None
 
     @contextlib.contextmanager
-    def failing(self, doing: str, pass_through: tuple[type[BaseException], ...]) -> Iterator[None]:
+    def failing(self, doing: str, pass_through: Iterable[type[BaseException]]) -> Iterator[None]:
         """Raise what goes wrong as `RunFailed` with the batch, but for types in ``pass_through``."""
+        types = checked_types(pass_through)
         try:
             yield
-        except pass_through:
+        except types:
             raise
         except Exception as error:
             batch = describe_batch(self.last_batch)

@@ -146,7 +146,7 @@ class RunFolder:
 
     def back_to(self, newest: Checkpoint, like: TrainState) -> Start:
         """The same for a checkpoint that is known."""
-        state = self._load(newest, like)
+        state = self._with_early_stop(self._load(newest, like), newest)
         return Start(state, _fact(newest, "sinks"), self._log_dir, None, newest.path)
 
     def save(self, state: TrainState, marks: dict[str, Json], *, metadata: bool = True) -> Save:

@@ -46,7 +46,7 @@ class Outlets:
         looking = [(sink, every) for sink in self._sinks if (every := getattr(sink, "look_every", None)) is not None]
         # The same in all processes, so that they do the same things after the same iterations.
         self.cadences = [every for _, every in looking]
-        # Those of all processes, whether they write or not: taking a fingerprint is done together.
+        # Whether this process writes or not: taking a fingerprint is done together. Rank 0's answer is that of all.
         self.keeps_fingerprints = any(callable(getattr(sink, _FINGERPRINT, None)) for sink in self._sinks)
         if not writes:
             self._sinks.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..state import TrainState
 from ..types import Tree
 from .fold import Fold, OnBatch
 from .packing import gathered
+from .passing import PassThrough, checked_types
 
 PredictFn = Callable[[Any, Any, Any], Tree]
 
@@ -25,7 +26,7 @@ def predict(
     *,
     params: Callable[[TrainState], Tree] = lambda state: state.params,
     device: Any = None,
-    pass_through: tuple[type[BaseException], ...] = (),
+    pass_through: Iterable[type[BaseException]] = (),
     on_batch: OnBatch | None = None,
 ) -> Tree:
     """The outputs for all samples of a loader: a tree of CPU tensors whose first dimension counts samples, in order.
@@ -68,7 +69,7 @@ def predict_batches(
     *,
     params: Callable[[TrainState], Tree] = lambda state: state.params,
     device: Any = None,
-    pass_through: tuple[type[BaseException], ...] = (),
+    pass_through: Iterable[type[BaseException]] = (),
 ) -> Iterator[tuple[int, Tree]]:
     """The outputs of one batch after another, as pairs of the batch's number and its outputs on the CPU.
 
@@ -79,12 +80,10 @@ def predict_batches(
     are. Several processes each get their own batches: consecutive ones, each number in exactly one process.
     """
     fold = _fold(predict_fn, loader, params, device)
-    return _batches(fold, state, pass_through)
+    return _batches(fold, state, checked_types(pass_through))
 
 
-def _batches(
-    fold: Fold, state: TrainState, pass_through: tuple[type[BaseException], ...]
-) -> Iterator[tuple[int, Tree]]:
+def _batches(fold: Fold, state: TrainState, pass_through: PassThrough) -> Iterator[tuple[int, Tree]]:
     batches, _ = fold.share(state, current())
     first = None
     with contextlib.closing(fold), contextlib.closing(fold.results(state, batches)) as found:

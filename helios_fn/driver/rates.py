@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Generator
 from typing import Any
 
 from .. import tree
 from ..config import RunConfig
 from ..optim.schedules import exponential
 from ..state import TrainState
-from ..types import Counters, Cursor, Step, Validation
+from ..types import Counters, Cursor, Reason, Result, Step, Validation
 from .border import check_step
 from .run import iterate
 
@@ -73,7 +74,8 @@ def find_learning_rate(
 
     The rate grows by one factor in each iteration, from the state's parameters and the loader's first batch on, with
     a fresh optimiser. The branch is thrown away; state, loader and every later run have the bits that they have
-    without the test. Several processes share the batches as in a run, and find the same.
+    without the test. Several processes share the batches as in a run, and find the same. A signal ends the test, and
+    has its ordinary effect then.
 
     The method is the range test of [Smith 2017](https://arxiv.org/abs/1506.01186), with rates on a logarithmic scale.
 
@@ -111,14 +113,22 @@ def find_learning_rate(
         progress=False,
         device=device,
     )
-    found = _Curve(smoothing, diverges)
-    with contextlib.closing(iterate(step, state, loader, cfg)) as states:
+    found, ended = _Curve(smoothing, diverges), list[Result]()
+    with contextlib.closing(_told(iterate(step, state, loader, cfg), ended)) as states:
         for count, new in enumerate(states):
             rate = float(schedule(_updates_before(step, new, count)))
             _check_rate(new.metrics, rate, loss)
             if found.add(rate, float(new.metrics[loss])):
                 break
+    if ended and ended[0].reason is Reason.SIGNAL:
+        # Nobody sees this reason, and what follows is mostly the training that somebody has just interrupted.
+        signal.raise_signal(signal.Signals[ended[0].message])
     return found.result()
+
+
+def _told(states: Generator[TrainState, None, Result], ended: list[Result]) -> Generator[TrainState, None, None]:
+    """The same states, with the result put into ``ended``."""
+    ended.append((yield from states))
 
 
 class _Curve:

@@ -20,7 +20,7 @@ from ..sinks import Progress
 from ..state import TrainState
 from ..types import Json, Observer, Result, RunInfo, Sink, Step
 from .amount import in_units, limited_source, limited_validation
-from .border import PassThrough, check_combination, check_step, checked_record, checked_state, checked_types
+from .border import check_combination, check_step, checked_record, checked_state
 from .donation import Donation
 from .evaluate import Validator
 from .failure import end_saving, leave_others, run_failed, save_after
@@ -28,6 +28,7 @@ from .folder import RunFolder, Start
 from .guard import PurityGuard
 from .loop import Loop, ShouldStop, Surroundings, Validate
 from .outlets import Outlets
+from .passing import PassThrough, checked_types
 from .record import environment, geometry
 from .sanity import try_validation
 from .sharded import ShardedFolder
@@ -195,7 +196,7 @@ def _states(
     }
     progress = [Progress()] if cfg.progress and joined.is_main else []
     outlets = Outlets(sinks, [*progress, *observers], writes=joined.is_main)
-    if cfg.fingerprint_every is not None and not outlets.keeps_fingerprints:
+    if cfg.fingerprint_every is not None and joined.is_main and not outlets.keeps_fingerprints:
         _LOGGER.warning("fingerprint_every is set, but no sink keeps fingerprints: pass sinks=[hf.sinks.JsonLines()]")
     around = Surroundings(
         step=PurityGuard(step, cfg.purity_checks),
@@ -256,6 +257,9 @@ def _among_others(around: Surroundings, world: World, state: TrainState) -> Surr
     if world.size == 1:
         return around
     assert isinstance(around.folder, RunFolder)
+    if around.cfg.fingerprint_every is not None:
+        # Sinks may be handed to rank 0 alone, but digests are taken by all processes or by none.
+        around.outlets.keeps_fingerprints = bool(world.tell_all(around.outlets.keeps_fingerprints))
     folder: SharedFolder | ShardedFolder = SharedFolder(around.folder, world)
     if any_sharded(tree.leaves(state)):
         folder = ShardedFolder(around.folder.over(world), world, around.cfg)

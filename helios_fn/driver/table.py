@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -32,15 +33,15 @@ class Table:
         """Append the row of the next batch.
 
         Raises:
-            ValueError: its metrics have other names than those before, or its weight is negative or NaN; or a metric
-                was measured with another total.
+            ValueError: its metrics have other names than those before, or its weight is negative or not finite; or a
+                metric was measured with another total.
             TypeError: a metric is neither a scalar nor `Measured`.
         """
         given = aux.metrics or {}
         measured = {name: value for name, value in given.items() if isinstance(value, Measured)}
         metrics = {name: _number(name, value) for name, value in given.items() if name not in measured}
         weight = float(aux.weight)
-        if not weight >= 0:
+        if not 0 <= weight < math.inf:
             raise ValueError(f"Aux.weight must count samples or tokens, got {weight}")
         # A batch without weight says nothing, so its metrics may be others, or none.
         if not self._weighs:

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import functools
 import pdb
-import sysconfig
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy
-import optree
-import torch
-
-_LIBRARIES = tuple(
-    f"{Path(file).resolve().parent}/"
-    for file in (Path(__file__).parent, torch.__file__, numpy.__file__, optree.__file__)
-    if file is not None
-)
-_STDLIB = f"{sysconfig.get_paths()['stdlib']}/"
+from ..frames import whose
 
 
 class Debugger(pdb.Pdb):
@@ -60,8 +49,5 @@ def under_pdb(step: Callable[..., Any], debugger: pdb.Pdb | None = None) -> Call
 
 
 def is_library(file: str) -> bool:
-    """Whether a file is of Python, torch, or this package."""
-    if file.startswith(("<string>", "<frozen ", "<__array_function__")):
-        return True
-    own = file.startswith(_STDLIB) and "site-packages" not in file and "dist-packages" not in file
-    return own or file.startswith(_LIBRARIES)
+    """Whether a file is of Python, torch, or this package; so is what these have made up as a text."""
+    return file == "<string>" or whose(file) != "user"

@@ -14,6 +14,7 @@ from ..checkpoint import Checkpoint
 from ..checkpoint import format as checkpoints
 from ..config import Every, RunConfig
 from ..data import as_source
+from ..driver.amount import limited_source, limited_validation
 from ..driver.batches import to_device
 from ..driver.record import check_resumable, environment, geometry
 from ..experiment import Experiment, load_run
@@ -87,9 +88,10 @@ def moments(
     """
     fresh, loader = job.initial_state(), job.new_loader()
     cfg = _quiet(job.cfg, start)
-    source = as_source(loader)
+    data = limited_source(as_source(loader), cfg).describe()
+    validate = limited_validation(job.keywords.get("validate"), cfg)
     facts: dict[str, Json] = {
-        "geometry": geometry(cfg, schedule.share_of(cfg), source.describe(), fresh),
+        "geometry": geometry(cfg, schedule.share_of(cfg), data, fresh, validate),
         "environment": environment(cfg, job.step),
     }
     for warning in check_resumable(start.record, facts, f"checkpoint {start.path}"):
@@ -118,6 +120,7 @@ def _quiet(cfg: RunConfig, start: Checkpoint) -> RunConfig:
         micro_batches=default or cfg.micro_batches,
         log_every=Every(1, "iteration"),
         fingerprint_every=Every(1, "iteration"),
+        sanity_batches=0,
         checkpoint_every=None,
         checkpoint_every_seconds=None,
         retention=None,

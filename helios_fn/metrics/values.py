@@ -15,13 +15,13 @@ from .base import Metric, added
 def mean() -> Metric:
     """The mean of values, optionally weighted: ``mean()(losses)``, ``mean()(losses, weights)``.
 
-    Values are of any shape, weights of the same, not negative. Sums are in float64: the mean does not depend on the
-    number of processes, and on the split into batches by rounding alone. A value of weight 0 has no part in it,
-    whatever it is. The result is NaN where the total weight is 0.
+    Values are of any shape, weights of the same, finite and not negative. Sums are in float64: the mean does not
+    depend on the number of processes, and on the split into batches by rounding alone. A value of weight 0 has no
+    part in it, whatever it is. The result is NaN where the total weight is 0.
 
     Raises:
         TypeError: (when called) the values are no tensors of numbers.
-        ValueError: (when called) the weights have another shape, or one is negative or NaN.
+        ValueError: (when called) the weights have another shape, or one is negative or not finite.
     """
     made = _Mean()
     return Metric(made.init, made.update, added, made.compute)
@@ -34,12 +34,12 @@ def histogram(low: float, high: float, bins: int = 10) -> Metric:
     and the last part both (as in ``numpy.histogram``); ``outside``, the number of values below, above and NaN.
 
     Raises:
-        ValueError: the range is empty or not finite, or ``bins`` no integer of at least 1.
+        ValueError: the range is empty or its width not finite, or ``bins`` no integer of at least 1.
         TypeError: (when called) the values are no tensor of numbers.
     """
     if type(bins) is not int or bins < 1:
         raise ValueError(f"bins must be an integer of at least 1, got {bins!r}")
-    if not -math.inf < low < high < math.inf:
+    if not (low < high and math.isfinite(high - low)):
         raise ValueError(f"a histogram needs a finite range with low < high, got {low!r} to {high!r}")
     made = _Histogram(float(low), float(high), bins)
     return Metric(made.init, made.update, added, made.compute)
@@ -58,8 +58,8 @@ class _Mean:
         weights = _values(weights)
         if weights.shape != values.shape:
             raise ValueError(f"weights must have the shape of the values, got {weights.shape} and {values.shape}")
-        if not bool((weights >= 0).all()):
-            raise ValueError("weights must not be negative or NaN")
+        if not bool(((weights >= 0) & (weights < math.inf)).all()):
+            raise ValueError("weights must be finite and not negative")
         # Not the product alone: 0 * NaN is NaN.
         parts = torch.where(weights == 0, 0.0, values * weights)
         return {"sum": total["sum"] + parts.sum(), "weight": total["weight"] + weights.sum()}

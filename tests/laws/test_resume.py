@@ -87,8 +87,10 @@ def failing_run(job, traps: list[Trap], root: Path) -> Trace:
 
 def check_kept(error: hf.RunFailed, trap: Trap, *, given_away: bool) -> None:
     """All but the iteration in progress is kept, unless a log may be torn or the state before it was given away:
-    then the checkpoint before stays."""
-    if not trap.place.startswith("sink") and not given_away:
+    then the checkpoint before stays. Before validation has been tried out, there is nothing to keep."""
+    if "tried out" in str(error):
+        assert (error.checkpoint, error.iteration) == (None, 0)
+    elif not trap.place.startswith("sink") and not given_away:
         assert error.checkpoint is not None
         assert error.iteration >= trap.sprung - 1
 

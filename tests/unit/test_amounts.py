@@ -292,6 +292,11 @@ class TestDevRun:
         short = run(total=2) if unit == "iteration" else run(total=2, data=loader().limit(2))
         assert tree.equal(result.state.params, short.state.params)
 
+    def test_fingerprints_are_not_missed(self, caplog):
+        """No sink is open that could keep them; that is no mistake of the long run."""
+        hf.dev_run(STEP, fresh(), loader(), config(fingerprint_every=1), sinks=[hf.sinks.JsonLines("unused")])
+        assert not caplog.text
+
     def test_mistakes_are_found_by_it(self):
         """A step that fails, arguments that do not fit, and a wrong number."""
         with pytest.raises(hf.RunFailed, match="division by zero"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import shutil
 from pathlib import Path
 from typing import ClassVar
 
@@ -110,6 +112,7 @@ class TestBranch:
             ({"lift": ["data.batchsize", "data.*"]}, ValueError, "did you mean 'data.batch_size'"),
             ({"lift": "data.*", "override": {"opt_state.hyper.rl": 1.0}}, ValueError, f"did you mean '{LR}'"),
             ({"lift": "data.*", "override": {"cursor.batch": 1}}, ValueError, "the run itself keeps it"),
+            ({"lift": "data.*", "override": {"first_bad": 1}}, ValueError, "the run itself keeps it"),
         ],
     )
     def test_what_it_does_not_name_is_refused_as_ever(self, origin, tmp_path, changes, error, words):
@@ -126,6 +129,19 @@ class TestBranch:
         with pytest.raises(hf.CheckpointError, match="did not branch off"):
             run(job(origin.parent.parent), resume=hf.branch(origin))
 
+    def test_a_checkpoint_of_the_same_name_is_not_the_same_checkpoint(self, origin, tmp_path):
+        """Runs are called alike, so their checkpoints are: a branch of one does not go on as one of the other."""
+        run(job(tmp_path / "another", seed=1))
+        another = tmp_path / "another" / "checkpoints" / origin.name
+        branch = {"lift": "seed", "override": {LR: 0.01}}
+        run(job(tmp_path / "b"), resume=hf.branch(origin, **branch), total=3)
+        with pytest.raises(hf.CheckpointError, match="another checkpoint of the same name"):
+            run(job(tmp_path / "b"), resume=hf.branch(another, **branch))
+        shutil.copytree(origin, tmp_path / "moved" / origin.name)
+        for place in (tmp_path / "moved" / origin.name, tmp_path / "gone" / origin.name):
+            result = run(job(tmp_path / "b"), resume=hf.branch(place, **branch), total=4)
+            assert result.state.counters.iteration == 4
+
     def test_arguments_of_another_kind_are_refused(self):
         for arguments in ({"checkpoint": 3}, {"checkpoint": "a", "lift": [1]}, {"checkpoint": "a", "override": [1]}):
             with pytest.raises(TypeError):
@@ -139,6 +155,8 @@ class TestOverride:
         "n": torch.tensor(3),
         "f": 1.5,
         "b": True,
+        "half": torch.tensor(1.0, dtype=torch.float16),
+        "byte": torch.tensor(3, dtype=torch.uint8),
     }
 
     def test_leaves_are_replaced_by_name(self):
@@ -159,11 +177,30 @@ class TestOverride:
             ({"lr": True}, TypeError, "number of its kind"),
             ({"n": 1.0}, TypeError, "number of its kind"),
             ({"n": 1 << 70}, ValueError, "does not fit"),
+            ({"byte": -1}, ValueError, "byte is uint8.*-1 does not fit"),
+            ({"half": 1e5}, ValueError, "half is float16.*100000.0 does not fit"),
+            ({"f": 10**400}, ValueError, "does not fit"),
+            ({"w": torch.ones(2, 3, device="meta")}, TypeError, "plain memory"),
+            ({"w": torch.ones(2, 3).to_sparse()}, TypeError, "plain memory"),
             ({"b": 1}, TypeError, "must be of this type"),
             ({"l*": 0.1, "lr": 0.2}, ValueError, "both 'l.' and 'lr' change lr"),
             ([("lr", 1.0)], TypeError, "maps names"),
+            ({3: 1.0}, TypeError, "maps names.*got 3"),
         ],
     )
     def test_a_value_that_does_not_fit_is_refused_with_the_leaf(self, changes, error, words):
         with pytest.raises(error, match=words):
             hf.override(self.TREE, changes)
+
+    def test_a_name_of_two_leaves_changes_neither(self):
+        """Dots in keys and numbers as texts can make the names of two paths the same."""
+        for twins in ({"a.b": torch.tensor(1.0), "a": {"b": torch.tensor(2.0)}}, {"a": {1: 1.0, "1": 2.0}}):
+            name = next(iter({"a.b": 0} if "a.b" in twins else {"a.1": 0}))
+            with pytest.raises(ValueError, match=f"{name} is the name of .* and "):
+                hf.override(twins, {name: 5.0})
+
+    def test_infinities_are_values(self):
+        """What is asked for is not what does not fit."""
+        new = hf.override(self.TREE, {"half": math.inf, "lr": math.nan})
+        assert new["half"].isposinf()
+        assert new["lr"].isnan()

@@ -274,6 +274,23 @@ class TestEarlyStopOnResume:
         assert result.state.validation.best == 6.0
         assert "its best value starts anew" in caplog.text
 
+    def test_going_back_to_before_the_change_starts_it_anew_as_well(self, tmp_path):
+        """A rollback to the checkpoint of the resume, whose best value is that of the other metric."""
+
+        def step(state, batch):
+            return STEP(state, (batch[0] * math.nan, batch[1]) if state.counters.iteration == 4 else batch)
+
+        values = {
+            "validate": lambda s: {"loss": 1.0, "accuracy": s.counters.iteration / 10},
+            "validate_every": 1,
+            "root": tmp_path,
+        }
+        run(total=2, early_stop=hf.EarlyStop("loss", 9), **values)
+        watched = hf.EarlyStop("accuracy", 2, mode="max")
+        result = run(step, total=6, early_stop=watched, non_finite="rollback", check_finite_every=5, **values)
+        assert result.state.counters.iteration == 6
+        assert (result.state.validation.best, result.state.validation.bad_cycles) == (0.6, 0)
+
     def test_best_is_the_checkpoint_that_was_validated(self, tmp_path):
         """Later checkpoints repeat the last validation's metrics; they are not what it looked at."""
         losses = iter([3.0, 1.0, 2.0])

@@ -105,6 +105,25 @@ class TestMetrics:
         assert table.results()["of/matrix"].sum() == N
         assert "z" not in table.results()
 
+    def test_a_weight_is_finite(self):
+        """An infinite one would make NaN of all metrics, without a word."""
+        with pytest.raises(hf.RunFailed, match=r"Aux\.weight must count samples or tokens, got inf"):
+            hf.test(lambda p, b, batch: hf.Aux(metrics={"a": 1.0}, weight=float("inf")), STATE, loader())
+
+    def test_a_validator_of_a_class_of_ones_own_stays_one(self):
+        """On fewer batches, or on other ones, with whatever else it has."""
+
+        class Named(hf.Validator):
+            label = ""
+
+            def __call__(self, state, on_batch=None):
+                return {f"{self.label}/{name}": value for name, value in super().__call__(state, on_batch).items()}
+
+        whole = Named(lambda p, b, batch: hf.Aux(metrics={"n": len(batch[0])}, weight=1), loader())
+        whole.label = "held out"
+        assert whole.limit(1)(STATE) == {"held out/n": 3.0}
+        assert whole.over(loader(5)).limit(1)(STATE) == {"held out/n": 5.0}
+
     def test_metrics_of_members_are_scalars(self):
         """An ensemble's evaluation says so."""
         together = hf.evaluate_members(lambda p, b, x: hf.Aux(metrics={"of": hf.metrics.mean()(p["w"])}))

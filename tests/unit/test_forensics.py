@@ -192,6 +192,21 @@ class TestReplay:
         assert replay(runs / "sparse-a", 2, made).agrees is None
         assert replay(runs / "a", 3, made, device="cpu").agrees
 
+    def test_limits_of_the_data_are_those_of_the_run(self, tmp_path):
+        """Of training and of validation, which its checkpoints record: neither is taken for another run."""
+        made = job(total=4)
+        validate = hf.Validator(lambda p, b, batch: hf.Aux(metrics={"n": len(batch[0])}), made.new_loader())
+        cfg = dataclasses.replace(
+            made.cfg, limit_train_batches=3, limit_valid_batches=2, validate_every=2, sanity_batches=1
+        )
+        limited = dataclasses.replace(made, cfg=cfg, keywords={"validate": validate})
+        cfg = dataclasses.replace(cfg, root=tmp_path, checkpoint_every=3, fingerprint_every=1)
+        hf.run(made.step, made.state, made.new_loader(), cfg, validate=validate, sinks=[hf.sinks.JsonLines()])
+        found = replay(tmp_path, 4, limited)
+        assert found.start.iteration == 3
+        assert found.agrees
+        assert {check.what for check in found.checks if check.by} == {"validation", "batch", "state"}
+
     def test_the_debugger_stops_in_the_users_own_code(self, runs):
         """At the first line of the loss function, with its arguments in reach."""
         told = io.StringIO()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 
 import pytest
 import torch
@@ -158,3 +159,16 @@ def test_a_mistake_is_named(changes, error, message):
     """Each with its remedy."""
     with pytest.raises(error, match=message):
         find(**changes)
+
+
+def test_who_interrupts_the_test_interrupts_what_follows_it_too():
+    """Its result is no reason to begin the training that would come next."""
+
+    def interrupted(params, buffers, batch, key):
+        signal.raise_signal(signal.SIGINT)
+        return smooth(params, buffers, batch, key)
+
+    previous = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        find(lambda lr: hf.make_step(interrupted, hf.optim.sgd(lr)))
+    assert signal.getsignal(signal.SIGINT) is previous

@@ -66,6 +66,14 @@ def test_shared_memory_is_counted_once_and_said():
     assert "shared" in str(found)
 
 
+def test_a_part_that_comes_before_the_whole_hides_nothing():
+    """Of two leaves that begin at the same place, the longer one counts, in any order."""
+    whole = torch.zeros(10)
+    for names in ("ab", "ba"):
+        parts = dict(zip(names, (whole[:5], whole), strict=True))
+        assert hf.summary(parts).bytes == 40
+
+
 def test_a_state_is_summed_up_before_there_is_memory_for_it():
     """A thousand billion parameters, on the meta device and as fake tensors, as what they will need."""
     shape = (1_000_000, 1_000_000)
