@@ -181,8 +181,8 @@ FAULTS = [
     ),
     Fault(
         "finished_run_trains_one_more_step", LOOP,
-        "        reason = self.stop_reason()\n        while reason is None:\n",
-        "        reason = None\n        while reason is None:\n",
+        "        reason = self.stop_reason()\n        self.watch.restart(self.state.counters.micro_step)\n",
+        "        reason = None\n        self.watch.restart(self.state.counters.micro_step)\n",
         ("tests/laws/test_counting.py",),
     ),
     Fault(
