@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-RESUME = ("tests/laws/test_resume.py",)
+RESUME = ("tests/laws/test_resume.py", "tests/laws/test_user_errors.py")
 LAWS = ("tests/laws",)
 ASYNC = ("tests/unit/test_async_save.py",)
 
