@@ -47,9 +47,8 @@ def make_step(
             ``"fp16"`` needs an optimiser with a loss scale, `optim.loss_scaled`.
         compile: ``"grad"`` compiles loss and gradient into one graph for each shape of batch and leaves the
             update to torch's fused kernels; ``"whole"`` compiles the update too (with several micro-batches: one
-            graph for each of them, and one for all that follows their sum); ``None`` compiles
-            nothing. The bits are those of the same mode in every run, but not those of another mode.
-            Where ``loss_fn`` hands its key to a model, make that with ``functional(..., draws="keyed")``.
+            graph for each, and one for all that follows their sum); ``None`` compiles nothing. Another mode has
+            other bits. Where ``loss_fn`` hands its key to a model: ``functional(..., draws="keyed")``.
         compile_options: further keywords of ``torch.compile``, such as ``{"mode": "reduce-overhead"}``.
 
     The step logs ``loss``, the metrics of ``Aux``, and what the optimiser monitors (its learning
@@ -310,10 +309,9 @@ def _misfit(optimizer: Optimizer, old: Parts) -> str:
         return "state.opt_state is None: make the state by hf.init_state(params, optimizer)"
     wanted, got = set(tree.paths(expected)), set(tree.paths(found))
     missing, unknown = wanted - got, got - wanted
+    difference = f"has {min(unknown)!r} too" if unknown else "has other containers"
     if missing:
         difference = f"has no {min(missing)!r}"
-    else:
-        difference = f"has {min(unknown)!r} too" if unknown else "has other containers"
     return (
         f"state.opt_state (a {type(found).__name__}) was not made by {optimizer!r} for state.params: it {difference}. "
         "Hand hf.init_state the same optimizer"

@@ -100,7 +100,7 @@ class PurityGuard:
                 "with hf.make_step, which opens a scope for the whole loss_fn"
             )
         after = _fingerprints(inputs)
-        for path in before.keys() | after.keys():
+        for path in {**before, **after}:  # in the order of the tree, so that the same one is named every time
             if before.get(path) != after.get(path):
                 place = path.removeprefix("['state']").removeprefix(".").replace("['batch']", "batch")
                 raise _mutated("step", place)

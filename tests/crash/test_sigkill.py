@@ -31,7 +31,7 @@ def outcome(case: Case, root: Path, kills: list[Kill], last_workers: int = 0):
 kills = st.builds(Kill, st.integers(1, 6), st.sampled_from([0.0, 0.001, 0.003, 0.01]), st.sampled_from([0, 0, 2]))
 
 
-@settings(max_examples=examples(16))
+@settings(max_examples=examples(10))
 @given(
     case=cases(max_iterations=6), kills=st.lists(kills, min_size=1, max_size=3), last_workers=st.sampled_from([0, 2])
 )

@@ -15,7 +15,7 @@ from ..jobs import Case, build
 from ..strategies import cases, examples, retentions
 
 
-@settings(max_examples=examples(25))
+@settings(max_examples=examples(20))
 @given(cases(), st.data())
 def test_logging_and_saving_more_often_changes_no_bit(case: Case, data):
     """Another log, fingerprint or checkpoint cadence, or keeping others: the same batches and the same final state."""
@@ -32,7 +32,7 @@ def test_logging_and_saving_more_often_changes_no_bit(case: Case, data):
     assert hf.tree.equal(one.state, other.state)
 
 
-@settings(max_examples=examples(25))
+@settings(max_examples=examples(20))
 @given(cases(), st.data())
 def test_validating_more_often_changes_only_what_validation_found(case: Case, data):
     """Validation draws random numbers of its own; outside ``state.validation`` nothing notices."""

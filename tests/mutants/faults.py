@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-RESUME = ("tests/laws/test_resume.py",)
+RESUME = ("tests/laws/test_resume.py", "tests/laws/test_user_errors.py")
 LAWS = ("tests/laws",)
 ASYNC = ("tests/unit/test_async_save.py",)
 
@@ -181,8 +181,8 @@ FAULTS = [
     ),
     Fault(
         "finished_run_trains_one_more_step", LOOP,
-        "        reason = self.stop_reason()\n        while reason is None:\n",
-        "        reason = None\n        while reason is None:\n",
+        "        reason = self.stop_reason()\n        self.watch.restart(self.state.counters.micro_step)\n",
+        "        reason = None\n        self.watch.restart(self.state.counters.micro_step)\n",
         ("tests/laws/test_counting.py",),
     ),
     Fault(

@@ -243,14 +243,6 @@ class TestRestore:
             with pytest.raises(TypeError):
                 hf.restore(checkpoint, state, **keywords)
 
-    def test_the_folder_of_a_run_is_no_checkpoint(self, trained):
-        """The message says where its checkpoints are."""
-        state, checkpoint = trained
-        with pytest.raises(
-            hf.CheckpointError, match=r"is the folder of a run: name one of the checkpoints in .*checkpo"
-        ):
-            hf.restore(checkpoint.parent.parent, state)
-
     def test_two_leaves_of_one_name_are_refused(self, trained):
         """Nobody could say which one is meant."""
         both = {"params": {"a.b": torch.zeros(1), "a": {"b": torch.zeros(1)}}}

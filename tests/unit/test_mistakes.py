@@ -88,7 +88,7 @@ def a_unit_that_is_none():
     hf.RunConfig(unit="epochs", total=1)
 
 
-@mistake(ValueError, "total must be an integer of at least 1 (or math.inf, with a stop condition), got 0")
+@mistake(ValueError, "total must be an integer of at least 1 (or an hf.Total, or math.inf with a stop condition)")
 def no_iterations():
     hf.RunConfig(unit="iteration", total=0)
 
@@ -113,7 +113,7 @@ def a_mode_that_is_none():
     hf.EarlyStop("accuracy", 3, mode="maximum")
 
 
-@mistake(ValueError, "total=math.inf would train for ever: set early_stop, pass should_stop, or give a total")
+@mistake(ValueError, "would train for ever: set early_stop or max_time, pass should_stop, or give a total")
 def a_run_without_an_end():
     train(total=math.inf)
 

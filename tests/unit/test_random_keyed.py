@@ -242,13 +242,16 @@ def test_maps_and_gradients_of_keyed_code_compile():
     torch.testing.assert_close(torch.compile(mapped, backend="aot_eager", fullgraph=True)(w, keys), expected)
 
 
-def test_inductor_draws_the_same_masks_forward_and_backward():
+@pytest.mark.parametrize("backend", ["aot_eager_decomp_partition", pytest.param("inductor", marks=pytest.mark.soak)])
+def test_a_compiled_region_has_the_same_masks_forward_and_backward(backend):
+    """Also where the backward pass is a graph of its own, cut from the forward one as inductor cuts it."""
+
     def step(k, x):
         with keyed(k):
             return F.dropout(F.dropout(x, 0.1).relu(), 0.5)
 
     x = torch.rand(50, 30).requires_grad_()
-    outputs = [function(KEY, x) for function in (step, torch.compile(step, fullgraph=True))]
+    outputs = [function(KEY, x) for function in (step, torch.compile(step, backend=backend, fullgraph=True))]
     grads = [torch.autograd.grad(output.sum(), x)[0] for output in outputs]
     torch.testing.assert_close(*outputs)
     assert torch.equal(outputs[0] == 0, outputs[1] == 0)

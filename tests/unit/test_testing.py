@@ -306,7 +306,8 @@ def test_a_good_job_holds_the_law_over_processes(module, forked):
 def test_what_a_process_keeps_is_found_by_the_default_command(module, forked, capsys):
     """A normaliser made from the first batch that a process sees passes in one process, and fails in several."""
     assert main([f"{module}:cached", "--in-process"]) == 0
-    assert main([f"{module}:cached", "--stops", "4"]) == 1
+    # By iteration 6 the save of iteration 2 is durable. By 4 it may still be on its way: a leg then starts afresh.
+    assert main([f"{module}:cached", "--stops", "6"]) == 1
     told = capsys.readouterr().out
     assert "resume: holds" in told
     assert "resume: BROKEN" in told
