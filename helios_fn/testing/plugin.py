@@ -24,7 +24,6 @@ environment asks for it.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 from typing import Any
 
@@ -47,11 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
         profile, threads = chosen(), _threads(config.getini("helios_fn_threads"))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    if os.environ.get(VARIABLE) and importlib.util.find_spec("hypothesis"):
-        from hypothesis import settings
-
-        register()
-        settings.load_profile(f"helios_fn-{profile.name}")
+    if os.environ.get(VARIABLE):
+        with contextlib.suppress(ImportError):
+            register().load_profile(f"helios_fn-{profile.name}")
     pins = contextlib.ExitStack()
     if config.getini("helios_fn_deterministic"):
         pins.enter_context(deterministic(threads=threads))

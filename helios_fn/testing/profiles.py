@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .interrupt import KINDS, Stop, usual_stops
+
+if TYPE_CHECKING:
+    from hypothesis import settings
 
 VARIABLE = "HELIOS_FN_PROFILE"
 
@@ -62,8 +65,15 @@ def chosen() -> Profile:
     return PROFILES[name]
 
 
-def register() -> None:
-    """Make the profiles known to Hypothesis, as ``helios_fn-dev`` and so on; none has a deadline."""
+def register() -> type[settings]:
+    """Make the profiles known to Hypothesis, as ``helios_fn-dev`` and so on; none has a deadline.
+
+    Returns:
+        The settings of Hypothesis, which know them.
+
+    Raises:
+        ImportError: Hypothesis is not installed.
+    """
     from hypothesis import HealthCheck, settings
 
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
@@ -71,3 +81,4 @@ def register() -> None:
     for profile in PROFILES.values():
         more = {"derandomize": True, "database": None} if profile.derandomized else {}
         settings.register_profile(f"helios_fn-{profile.name}", common, max_examples=profile.examples, **more)
+    return settings
