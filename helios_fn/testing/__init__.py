@@ -1,17 +1,15 @@
 """The laws of helios_fn for the user's own step, loader and configuration, in the user's own CI.
 
-In a test file, with pytest::
+In a test file, with pytest, where ``my_project.train:job`` returns a `Job`::
 
-    from helios_fn.testing import check_resume, check_step
-    def test_my_training_is_resumable():
-        check_resume(step, state, loader, cfg, validate=validate)
+    @pytest.mark.helios_fn(job="my_project.train:job", laws=["step", "resume", "workers"])
+    def test_my_training(law):
+        law.check()
 
-From the command line, where ``my_project.train:job`` returns a `Job`::
+or, law by law, ``check_resume(step, state, loader, cfg, validate=validate)``. From the command line, where ``--help``
+lists the laws, and where every part of a run has a process of its own::
 
     python -m helios_fn.testing my_project.train:job
-
-and, with every part of a run in a process of its own, in a test: ``check_resume_processes("my_project.train:job")``.
-That the number of processes changes nothing: ``check_world("my_project.train:job")``.
 
 Each law is one call with two forms: a quick deterministic one, and with ``examples=100`` as many examples by
 Hypothesis, of which the simplest that breaks the law is shown. For laws of your own there are

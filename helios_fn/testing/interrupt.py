@@ -65,7 +65,8 @@ class Interrupter:
             raise PlannedError(f"planned after the step of iteration {state.counters.iteration}")
 
 
-Stops: TypeAlias = Sequence[Stop | int | Sequence[Stop]]
+Stops: TypeAlias = Sequence[Stop | int | Sequence[Stop]] | Callable[[int], Sequence[Stop | int | Sequence[Stop]]]
+"""Where to interrupt, one run for each entry; or a function of the run's number of iterations that tells it."""
 
 
 def schedules(stops: Stops, last: int) -> list[list[Stop]]:
@@ -75,7 +76,7 @@ def schedules(stops: Stops, last: int) -> list[list[Stop]]:
         TypeError: an entry is neither a `Stop`, an iteration, nor a sequence of stops.
         ValueError: a stop is outside the run, of no known kind, or not in order.
     """
-    found = [_as_schedule(each) for each in stops]
+    found = [_as_schedule(each) for each in (stops(last) if callable(stops) else stops)]
     for schedule in found:
         for stop in schedule:
             _check(stop, last)

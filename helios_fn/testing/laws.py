@@ -17,6 +17,8 @@ from .look import closer_look
 from .trace import Job, Trace, run_with
 from .verdicts import JobFailed, LawBroken
 
+_SAVES = 16  # in a run; where the job does not say when, and more often would be most of the work
+
 
 def check_resume(
     step: Callable[[Any, Any], Any],
@@ -40,8 +42,9 @@ def check_resume(
         loader: the loader, or a function that makes one.
         cfg: keep ``total`` small: the job runs once for each stop.
         stops: where to interrupt, one run for each entry: a `Stop`, an iteration (a crash after it), or
-            several stops of one run. Default: a handful spread over the run, by crash, signal,
-            leaving and error in turn, and one run interrupted at all of them.
+            several stops of one run; or a function of the number of iterations that returns these. Default: a
+            handful spread over the run, by crash, signal, leaving and error in turn, and one run interrupted at
+            all of them.
         examples: ``None`` for these; a number for as many examples by Hypothesis of up to three stops of any kind
             (about seven in a second for a small perceptron on one core).
         run_keywords: passed on to `helios_fn.run`.
@@ -58,12 +61,13 @@ def check_resume(
     with closer_look(job) as tried:
         whole = whole_run(job)
         last = len(whole.batches)
+        every = max(2, -(-last // _SAVES))
 
         def holds(schedule: Sequence[Stop]) -> None:
             points = ", ".join(map(str, schedule))
             tried.runs = (job, []), (job, [*schedule])
             what = f"a run resumed after {points} differs from one never stopped" if points else "two runs differ"
-            assert_same_run(whole, _resumed(job, [*schedule], points), what)
+            assert_same_run(whole, _resumed(job, [*schedule], points, every), what)
 
         if examples is not None:
             from .strategies import interruptions
@@ -145,9 +149,9 @@ def whole_run(job: Job, root: Path | None = None) -> Trace:
         raise JobFailed(f"the job itself failed, without any interruption: {error}") from error
 
 
-def _resumed(job: Job, stops: list[Stop], what: str) -> Trace:
+def _resumed(job: Job, stops: list[Stop], what: str, every: int) -> Trace:
     try:
-        return run_with(job, stops)
+        return run_with(job, stops, every=every)
     except Exception as error:
         raise LawBroken(
             f"a run interrupted by {what} fails when it is resumed; without it does not: {error}"

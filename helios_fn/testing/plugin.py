@@ -1,32 +1,30 @@
 """A pytest plugin: every law of a job as a test of its own.
 
-In ``conftest.py``::
-
-    pytest_plugins = ["helios_fn.testing.plugin"]
-
-and in a test file::
+Where helios_fn is installed, pytest knows the marker; in a test file::
 
     @pytest.mark.helios_fn(job="my_project.train:job", laws=["step", "resume", "workers"])
     def test_training(law):
         law.check()
 
-which gives the tests ``test_training[step]``, ``test_training[resume]`` and ``test_training[workers]``. The laws are
-``step``, ``resume``, ``workers``, ``processes`` (really killed) and ``world``; without ``laws``, the first two. The
-marker also takes ``workers=(0, 2)`` and ``processes=(1, 2)``, the numbers to compare; ``job`` may be a function too.
+gives the tests ``test_training[step]``, ``test_training[resume]`` and ``test_training[workers]``. ``job`` may be a
+function too. ``laws`` are names that ``python -m helios_fn.testing --help`` explains, or ``"all"``; by default
+``step`` and ``resume``. A law that says nothing about the job is skipped, with the reason. The marker also takes the
+options that laws have: ``stops``, ``examples``, ``workers=(0, 2)`` and ``processes=(1, 2)``.
 
 The environment variable HELIOS_FN_PROFILE (``dev``, ``ci``, ``nightly``) says how hard to look; where it is set,
 Hypothesis gets its settings from it too. Nothing is pinned unless it is asked for: a law should hold under the
-settings that you train with. The fixture ``deterministic`` pins for one test what `helios_fn.testing.deterministic`
-does; in pytest's configuration, ``helios_fn_deterministic = true`` does it for all of them, and
-``helios_fn_threads = 1`` sets the threads. The header of the report says what holds.
+settings that you train with. The fixture ``helios_fn_deterministic`` pins for one test what
+`helios_fn.testing.deterministic` does; in pytest's configuration, ``helios_fn_deterministic = true`` does it for all of
+them, and ``helios_fn_threads = 1`` sets the threads. A line before the first test says what holds.
+
+pytest itself loads the small module ``_helios_fn_pytest`` alone, and this one when a marker, the configuration or the
+environment asks for it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -37,31 +35,20 @@ from .law import Law, laws_of
 from .preset import Pinned, deterministic
 from .profiles import PROFILES, VARIABLE, chosen, register
 from .spec import NoSuchJob
-from .verdicts import LawBroken
+from .verdicts import LawBroken, LawDoesNotApply
 
-_MARKER = "helios_fn(job, laws=('step', 'resume'), workers=None, processes=None): check these laws on a training job"
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """The settings in pytest's configuration."""
-    parser.addini(
-        "helios_fn_deterministic", "refuse non-deterministic kernels in all tests", type="bool", default=False
-    )
-    parser.addini("helios_fn_threads", "how many threads kernels on the CPU use in all tests", default="")
+pytest_plugins = ["_helios_fn_pytest"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Announce the marker, choose the profile, and pin what is to be pinned until the end."""
-    config.addinivalue_line("markers", _MARKER)
+    """Choose the profile, and pin what is to be pinned until the end."""
     try:
         profile, threads = chosen(), _threads(config.getini("helios_fn_threads"))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    if os.environ.get(VARIABLE) and importlib.util.find_spec("hypothesis"):
-        from hypothesis import settings
-
-        register()
-        settings.load_profile(f"helios_fn-{profile.name}")
+    if os.environ.get(VARIABLE):
+        with contextlib.suppress(ImportError):
+            register().load_profile(f"helios_fn-{profile.name}")
     pins = contextlib.ExitStack()
     if config.getini("helios_fn_deterministic"):
         pins.enter_context(deterministic(threads=threads))
@@ -79,16 +66,13 @@ def _threads(text: str) -> int | None:
     return int(text)
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    """What holds in this session."""
+def pytest_report_collectionfinish(config: pytest.Config) -> str:
+    """What holds in this session; only now it is known that somebody has asked."""
     return f"helios_fn: profile {chosen().name} of {', '.join(PROFILES)}; {Pinned.now()}"
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+def make_tests(metafunc: pytest.Metafunc, marker: pytest.Mark) -> None:
     """A test for each law of the marker."""
-    marker = metafunc.definition.get_closest_marker("helios_fn")
-    if marker is None:
-        return
     name = metafunc.definition.nodeid
     if "law" not in metafunc.fixturenames:
         raise pytest.UsageError(f"{name} is marked helios_fn, so let it take the argument `law` and call law.check()")
@@ -99,8 +83,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("law", [_Reported(law) for law in laws], ids=[law.name for law in laws])
 
 
-def _laws(job: Any, laws: Any = ("step", "resume"), *, workers: Any = None, processes: Any = None) -> list[Law]:
-    return laws_of(job, laws, chosen(), workers=workers, processes=processes)
+def _laws(
+    job: Any,
+    laws: Any = ("step", "resume"),
+    *,
+    stops: Any = None,
+    examples: Any = None,
+    workers: Any = None,
+    processes: Any = None,
+) -> list[Law]:
+    asked = {"stops": stops, "examples": examples, "workers": workers, "processes": processes}
+    return laws_of(job, laws, asked, chosen().options)
 
 
 class _Reported:
@@ -111,25 +104,13 @@ class _Reported:
         self.name = law.name
 
     def check(self) -> None:
-        """`Law.check`; a broken law fails the test with the diagnosis alone."""
+        """`Law.check`; a broken law fails the test with the diagnosis alone, and one that does not apply skips it."""
         try:
             self._law.check()
         except (LawBroken, PurityError) as error:
-            pytest.fail(f"the law {self.name!r} is broken: {error}", pytrace=False)
+            told = "\n".join([f"the law {self.name!r} is broken: {error}", *getattr(error, "__notes__", [])])
+            pytest.fail(told, pytrace=False)
+        except LawDoesNotApply as error:
+            pytest.skip(f"the law {self.name!r} does not apply: {error}")
         except NoSuchJob as error:
             pytest.fail(str(error), pytrace=False)
-
-
-@pytest.fixture
-def law(request: pytest.FixtureRequest) -> Any:
-    """The law to check; filled in by the marker."""
-    raise pytest.UsageError(
-        f'{request.node.nodeid} takes `law`, but has no marker: add @pytest.mark.helios_fn(job="my_project.train:job")'
-    )
-
-
-@pytest.fixture(name="deterministic")
-def _deterministic() -> Iterator[Pinned]:
-    """One test with everything pinned, see `helios_fn.testing.deterministic`."""
-    with deterministic() as pinned:
-        yield pinned

@@ -42,8 +42,7 @@ def check_resume_processes(spec: str, *, stops: Stops | None = None) -> None:
     split_spec(spec)
     whole = _run(spec, [])
     last = len(whole.batches)
-    usual = usual_stops(last, _USUAL_STOPS)
-    for schedule in schedules([usual] if usual else [], last) if stops is None else schedules(stops, last):
+    for schedule in schedules(_usual_schedules if stops is None else stops, last):
         points = ", ".join(map(str, schedule))
         what = f"a run resumed by fresh processes, with {points}, differs from one that never stopped"
         try:
@@ -51,6 +50,11 @@ def check_resume_processes(spec: str, *, stops: Stops | None = None) -> None:
         except LawBroken as error:
             with closer_look(load_job(spec)):  # here, in this process
                 raise error from None
+
+
+def _usual_schedules(last: int) -> list[list[Stop]]:
+    usual = usual_stops(last, _USUAL_STOPS)
+    return [usual] if usual else []
 
 
 def _run(spec: str, schedule: list[Stop]) -> Trace:

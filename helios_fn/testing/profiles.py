@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .interrupt import KINDS, Stop, Stops, usual_stops
-from .trace import Job, run_with
+from .interrupt import KINDS, Stop, usual_stops
+
+if TYPE_CHECKING:
+    from hypothesis import settings
 
 VARIABLE = "HELIOS_FN_PROFILE"
 
@@ -18,28 +21,35 @@ class Profile(NamedTuple):
         name: ``"dev"``, ``"ci"`` or ``"nightly"``.
         stops: at how many places the law of resumption interrupts a job; ``None`` is after every iteration, in
             every way.
+        generated: how many examples each law generates; ``None`` is its quick form alone.
         examples: of a Hypothesis test that does not say how many it wants.
         derandomized: whether Hypothesis tries the same examples each time.
     """
 
     name: str
     stops: int | None
+    generated: int | None
     examples: int
     derandomized: bool
 
-    def stops_of(self, job: Job) -> Stops:
-        """Where to interrupt ``job``, which is run once to see how long it is."""
-        last = len(run_with(job, []).batches)
+    def stops_of(self, last: int) -> Sequence[Stop | list[Stop]]:
+        """Where to interrupt a run of ``last`` iterations."""
         if self.stops is None:
             return [Stop(at, kind) for at in range(1, last) for kind in KINDS]
         alone = usual_stops(last, self.stops)
         return [*alone, alone] if len(alone) > 1 else alone
 
+    def options(self, law: str) -> dict[str, Any]:
+        """What a law is given by default, if it takes it."""
+        if law == "processes":  # each stop costs the start of a process
+            return {"stops": usual_stops if self.stops is None else None}
+        return {"stops": self.stops_of, "examples": self.generated}
+
 
 PROFILES = {
-    "dev": Profile("dev", stops=3, examples=20, derandomized=False),
-    "ci": Profile("ci", stops=8, examples=100, derandomized=True),
-    "nightly": Profile("nightly", stops=None, examples=1000, derandomized=False),
+    "dev": Profile("dev", stops=3, generated=None, examples=20, derandomized=False),
+    "ci": Profile("ci", stops=8, generated=20, examples=100, derandomized=True),
+    "nightly": Profile("nightly", stops=None, generated=200, examples=1000, derandomized=False),
 }
 
 
@@ -55,8 +65,15 @@ def chosen() -> Profile:
     return PROFILES[name]
 
 
-def register() -> None:
-    """Make the profiles known to Hypothesis, as ``helios_fn-dev`` and so on; none has a deadline."""
+def register() -> type[settings]:
+    """Make the profiles known to Hypothesis, as ``helios_fn-dev`` and so on; none has a deadline.
+
+    Returns:
+        The settings of Hypothesis, which know them.
+
+    Raises:
+        ImportError: Hypothesis is not installed.
+    """
     from hypothesis import HealthCheck, settings
 
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
@@ -64,3 +81,4 @@ def register() -> None:
     for profile in PROFILES.values():
         more = {"derandomize": True, "database": None} if profile.derandomized else {}
         settings.register_profile(f"helios_fn-{profile.name}", common, max_examples=profile.examples, **more)
+    return settings

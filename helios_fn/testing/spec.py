@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from .trace import Job
 
 
 class NoSuchJob(ValueError):
     """``module:function`` does not lead to a `Job`."""
+
+
+class Subject(NamedTuple):
+    """The job that a law is about.
+
+    Attributes:
+        source: ``"module:function"`` or a function; either way, called for a fresh `Job`.
+    """
+
+    source: str | Callable[[], Job]
+
+    def job(self) -> Job:
+        """The job, made anew."""
+        return load_job(self.source) if isinstance(self.source, str) else self.source()
+
+    def spec(self) -> str:
+        """Where other processes find the job.
+
+        Raises:
+            ValueError: only this one knows it.
+        """
+        if not isinstance(self.source, str):
+            raise ValueError(
+                'this law runs the job in other processes, which must find it: name it as job="my_project.train:job"'
+            )
+        return self.source
 
 
 def split_spec(spec: str) -> tuple[str, str]:

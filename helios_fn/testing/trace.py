@@ -94,12 +94,16 @@ class Job:
     cfg: RunConfig
     keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def in_root(self, root: str | Path) -> Job:
-        """The same job, quiet, with checkpoints in ``root`` (every second iteration if it had none), no time limit."""
-        every = self.cfg.checkpoint_every or Every(2, "iteration")
+    def in_root(self, root: str | Path, every: int = 2) -> Job:
+        """The same job, quiet, in ``root``, no time limit; a checkpoint each ``every`` iterations if it had none."""
         resume = self.cfg.resume if isinstance(self.cfg.resume, Branch) else "auto"
         cfg = dataclasses.replace(
-            self.cfg, root=root, progress=False, resume=resume, checkpoint_every=every, max_time=None
+            self.cfg,
+            root=root,
+            progress=False,
+            resume=resume,
+            checkpoint_every=self.cfg.checkpoint_every or Every(every, "iteration"),
+            max_time=None,
         )
         return dataclasses.replace(self, cfg=cfg)
 
@@ -123,6 +127,10 @@ def run_leg(
     Returns:
         How the run ended, ``None`` if it was interrupted.
     """
+    cfg = job.cfg
+    if stop is not None and stop.kind == "crash":
+        # What is lost must not depend on how fast the disk is.
+        cfg = dataclasses.replace(cfg, async_save=False)
     with random.preserved_globals():
         torch.manual_seed(ambient)
         state = job.initial_state()
@@ -133,7 +141,7 @@ def run_leg(
             "observers": [*job.keywords.get("observers", ()), *interrupters],
             "sinks": [*job.keywords.get("sinks", ()), JsonLines(name=_LOG)],
         }
-        states = driver.iterate(_noting(job.step, notes), state, job.new_loader(), job.cfg, **keywords)
+        states = driver.iterate(_noting(job.step, notes), state, job.new_loader(), cfg, **keywords)
         del state
         try:
             return _result(states, stop)
@@ -156,11 +164,14 @@ def _result(states: Generator[Any, None, Result], stop: Stop | None) -> Result |
         return None if end.value.reason in (Reason.SIGNAL, Reason.TIME) else end.value
 
 
-def run_with(job: Job, stops: list[Stop], root: Path | None = None) -> Trace:
-    """Run ``job`` to its end with an interruption at each of ``stops``, in a folder of its own."""
+def run_with(job: Job, stops: list[Stop], root: Path | None = None, *, every: int = 2) -> Trace:
+    """Run ``job`` to its end with an interruption at each of ``stops``, in a folder of its own.
+
+    ``every`` so many iterations it is saved, if it does not say itself when.
+    """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(temporary_folder(_state_bytes(job))) if root is None else root
-        placed = job.in_root(folder)
+        placed = job.in_root(folder, every)
         trace = Trace()
         for leg, stop in enumerate([*stops, None]):
             result = run_leg(placed, stop, 1 + leg, trace)

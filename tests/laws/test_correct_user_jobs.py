@@ -16,7 +16,7 @@ from helios_fn.testing import (
     check_round_trip,
     check_validation,
 )
-from helios_fn.testing.__main__ import check_first_step
+from helios_fn.testing.first import check_first_step
 from helios_fn.testing.machine import check_machine
 
 from .user_jobs import JOBS

@@ -13,7 +13,7 @@ import pytest
 
 import helios_fn as hf
 from helios_fn.testing import Stop, check_resume
-from helios_fn.testing.__main__ import check_first_step
+from helios_fn.testing.first import check_first_step
 
 from ..jobs import Case, build
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from helios_fn.testing.catalogue import LAWS
+
 from ..forked import Script
 
 GUIDE = Path(__file__).parents[2] / "examples/guides/proving.md"
+ENTRY = Path(__file__).parents[2] / "helios_fn/testing/entry"
 _NUMBER = re.compile(r"[-+]?\b\d[\d.,]*(?:e[-+]?\d+)?\b")
 
 
@@ -19,8 +22,14 @@ def blocks() -> list[tuple[str, str, str]]:
 
 
 def program(folder: Path, *, slow: bool) -> list[str]:
-    """The blocks as one program; those that are files are written, and pytest is called in the same process."""
-    parts = ["import os, pytest; os.environ.pop('HELIOS_FN_PROFILE', None); os.environ.pop('CI', None)"]
+    """The blocks as one program; those that are files are written, and pytest is called in the same process.
+
+    What an installed helios_fn adds to pytest is named instead: what is tested need not be what is installed.
+    """
+    parts = [
+        "import os, pytest, sys; os.environ.pop('HELIOS_FN_PROFILE', None); os.environ.pop('CI', None)",
+        f"sys.path.insert(0, {str(ENTRY)!r}); os.environ['PYTEST_PLUGINS'] = '_helios_fn_pytest'",
+    ]
     for language, options, text in blocks():
         if options.startswith("file="):
             folder.joinpath(options.removeprefix("file=")).write_text(text)
@@ -51,6 +60,15 @@ def test_the_guide_prints_what_it_shows(tmp_path):
             for piece in filter(None, map(plain, shown.split("..."))):
                 assert piece in output
                 output = output.partition(piece)[2]
+
+
+def test_the_guide_lists_all_laws():
+    """In the words of the laws themselves, each by the name that the marker and the command know."""
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| `", GUIDE.read_text(), flags=re.MULTILINE)
+    assert [name for name, _ in rows] == [*LAWS]
+    for name, told in rows:
+        words = LAWS[name].__doc__.removesuffix(".")
+        assert told == words[0].lower() + words[1:]
 
 
 @pytest.mark.soak

@@ -305,17 +305,17 @@ def test_a_good_job_holds_the_law_over_processes(module, forked):
 
 def test_what_a_process_keeps_is_found_by_the_default_command(module, forked, capsys):
     """A normaliser made from the first batch that a process sees passes in one process, and fails in several."""
-    assert main([f"{module}:cached", "--in-process"]) == 0
+    assert main([f"{module}:cached", "--laws", "step,resume"]) == 0
     # By iteration 6 the save of iteration 2 is durable. By 4 it may still be on its way: a leg then starts afresh.
     assert main([f"{module}:cached", "--stops", "6"]) == 1
     told = capsys.readouterr().out
     assert "resume: holds" in told
-    assert "resume: BROKEN" in told
+    assert "processes: BROKEN" in told
     assert "metrics from iteration" in told
     assert "normaliser made from the first batch that a process sees" in told
 
 
-@pytest.mark.parametrize("more", [[], ["--laws", "resume"], ["--laws", "resume", "--in-process"]])
+@pytest.mark.parametrize("more", [[], ["--laws", "processes"], ["--laws", "resume"]])
 def test_the_command_tells_a_failing_job_from_a_broken_law(module, capsys, more):
     """Status 2, and the traceback of the user's own error."""
     assert main([f"{module}:failing", *more]) == 2
@@ -339,7 +339,8 @@ def test_the_command_shows_why_a_job_could_not_be_made(module, capsys):
         (["no_such_module:job"], "there is no module 'no_such_module'"),
         (["{module}:nothing"], "returned NoneType"),
         (["{module}:good", "--laws", "steps"], "no law called 'steps'"),
-        (["{module}:good", "--stops", "1,x"], "write iterations with commas between"),
+        (["{module}:good", "--stops", "1,x"], "write numbers with commas between"),
+        (["{module}:good", "--workers", "0,1"], "none of the laws step, processes takes workers; these do: workers"),
     ],
 )
 def test_the_command_says_what_it_did_not_understand(module, capsys, arguments, message):
@@ -352,5 +353,5 @@ def test_the_command_says_what_it_did_not_understand(module, capsys, arguments, 
 
 def test_the_command_refuses_stops_outside_the_run(module, capsys):
     """The message tells the range."""
-    assert main([f"{module}:good", "--in-process", "--stops", "3,8"]) == 2
+    assert main([f"{module}:good", "--laws", "resume", "--stops", "3,8"]) == 2
     assert "cannot stop after iteration 8: the run has iterations 1 to 7" in capsys.readouterr().out

@@ -6,16 +6,22 @@ import os
 import subprocess
 import sys
 import textwrap
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 
-from helios_fn.testing import Pinned, Stop, deterministic, profiles
+import helios_fn as hf
+from helios_fn.testing import LawDoesNotApply, Pinned, Stop, deterministic, profiles
+from helios_fn.testing.catalogue import LAWS, options_of
 from helios_fn.testing.law import laws_of
 
 from .test_testing import job
 
 pytest_plugins = ["pytester"]
+
+ENTRY = Path(hf.__file__).parent / "testing" / "entry"  # where its own folder is beside helios_fn when it is installed
 
 PRELUDE = """
     import itertools
@@ -40,12 +46,14 @@ PRELUDE = """
 
 @pytest.fixture
 def run(pytester, monkeypatch):
-    """Run pytest on a file, in this process, with the plugin; returns what it printed."""
-    monkeypatch.setenv(profiles.VARIABLE, "dev")
+    """Run pytest on a file, in this process, with what an installed helios_fn adds to it; returns what it printed."""
+    monkeypatch.delenv(profiles.VARIABLE, raising=False)
+    monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.syspath_prepend(ENTRY)
 
-    def run(code: str, *arguments: str, ini: str = ""):
-        pytester.makeconftest('pytest_plugins = ["helios_fn.testing.plugin"]')
+    def run(code: str, *arguments: str, ini: str = "", plugins: tuple[str, ...] = ("_helios_fn_pytest",)):
+        arguments = (*(f"-p{name}" for name in plugins), *arguments)
         pytester.makeini(f"[pytest]\n{textwrap.dedent(ini)}")
         pytester.makepyfile(textwrap.dedent(PRELUDE) + textwrap.dedent(code))
         return pytester.runpytest_inprocess("-p", "no:cacheprovider", "--strict-markers", *arguments)
@@ -83,7 +91,7 @@ def test_every_law_is_a_test_with_a_verdict_of_its_own(run):
         ("@pytest.mark.helios_fn(laws=['step'])\ndef test_a(law): pass", "missing 1 required positional argument"),
         ("@pytest.mark.helios_fn(job=3)\ndef test_a(law): pass", "job must be \"module:function\""),
         ("@pytest.mark.helios_fn(job=good)\ndef test_a(): pass", "let it take the argument `law`"),
-        ("def test_a(law): pass", "takes `law`, but has no marker"),
+        ("@pytest.mark.helios_fn(job=good, workers=(0, 1))\ndef test_a(law): pass", "resume takes workers; these do"),
         ("@pytest.mark.helios_fn(job='no_such:job')\ndef test_a(law): law.check()", "there is no module 'no_such'"),
         ("@pytest.mark.helios_fn(job=good, laws=['world'])\ndef test_a(law): law.check()", "name it as job="),
     ],
@@ -128,10 +136,10 @@ def test_the_profile_decides_how_many_examples_are_tried(run, monkeypatch):
     try:
         result = run("""
             from hypothesis import settings
-            def test_settings(deterministic):
+            def test_settings(helios_fn_deterministic):
                 assert settings().max_examples == 1000
                 assert settings.get_profile("helios_fn-ci").derandomize
-                assert deterministic.algorithms and torch.are_deterministic_algorithms_enabled()
+                assert helios_fn_deterministic.algorithms and torch.are_deterministic_algorithms_enabled()
         """)  # fmt: skip
     finally:
         settings.load_profile(outer)
@@ -140,17 +148,27 @@ def test_the_profile_decides_how_many_examples_are_tried(run, monkeypatch):
 
 def test_a_nightly_run_stops_everywhere_in_every_way():
     """After each iteration but the last; a quick one at a few places, alone and together."""
-    stops = profiles.PROFILES["nightly"].stops_of(job(total=3))
-    assert len(stops) == 8
-    assert profiles.PROFILES["dev"].stops_of(job(total=5))[-1] == [Stop(1), Stop(3, "signal"), Stop(4, "leave")]
+    assert len(profiles.PROFILES["nightly"].stops_of(3)) == 8
+    assert profiles.PROFILES["dev"].stops_of(5)[-1] == [Stop(1), Stop(3, "signal"), Stop(4, "leave")]
 
 
 def test_workers_of_a_foreign_loader_are_not_guessed():
     """The error says what to call instead."""
     found = job()
-    (law,) = laws_of(lambda: type(found)(found.step, found.state, [], found.cfg), ["workers"], profiles.PROFILES["dev"])
-    with pytest.raises(ValueError, match="make_loader of your own"):
+    (law,) = laws_of(lambda: type(found)(found.step, found.state, [], found.cfg), ["workers"], {})
+    with pytest.raises(LawDoesNotApply, match="make_loader of your own"):
         law.check()
+
+
+def test_all_laws_are_asked_for_by_one_word():
+    """Each gets the options that it takes, those of the profile where nothing else was said."""
+    laws = laws_of("train:job", "all", {"examples": 3, "stops": None}, profiles.PROFILES["ci"].options)
+    assert [law.name for law in laws] == [*LAWS]
+    taken = {law.name: law.options for law in laws}
+    assert all(taken[name].get("examples", 3) == 3 for name in LAWS)
+    assert len(taken["resume"]["stops"](20)) == 9
+    assert "examples" not in taken["step"]
+    assert {option for name in LAWS for option in options_of(name)} == {"stops", "examples", "workers", "processes"}
 
 
 def test_what_is_pinned_is_put_back():
@@ -165,10 +183,43 @@ def test_what_is_pinned_is_put_back():
         pass
 
 
+def test_a_law_that_does_not_apply_is_skipped(run):
+    """With the reason; no failure, and no success either."""
+    result = run("""
+        @pytest.mark.helios_fn(job=good, laws=["validation"])
+        def test_good(law):
+            law.check()
+    """)  # fmt: skip
+    result.assert_outcomes(skipped=1)
+
+
+@pytest.mark.parametrize(
+    "plugins",
+    [
+        ("helios_fn.testing.plugin",),
+        ("_helios_fn_pytest", "helios_fn.testing.plugin"),
+        ("helios_fn.testing.plugin", "_helios_fn_pytest"),
+    ],
+)
+def test_the_plugin_may_be_named_as_well(run, plugins):
+    """Whoever names it, and in whatever order, it is there once."""
+    run("""
+        @pytest.mark.helios_fn(job=good, laws=["step"])
+        def test_good(law):
+            law.check()
+    """, plugins=plugins).assert_outcomes(passed=1)  # fmt: skip
+
+
 def test_a_project_that_does_not_ask_for_the_plugin_does_not_pay_for_it(tmp_path):
-    """Neither torch nor helios_fn is imported by pytest itself, nor by its collection."""
+    """What pytest finds by the entry point imports neither torch nor helios_fn; nor does collection."""
+    project = tomllib.loads((ENTRY.parents[2] / "pyproject.toml").read_text())["project"]
+    ((name, module),) = project["entry-points"]["pytest11"].items()
+    assert name == module  # else pytest would load it twice where it is named too
     (tmp_path / "test_a.py").write_text("def test_a(): pass")
-    code = "import sys, pytest; pytest.main(['-q']); print({'torch', 'helios_fn'} & {*sys.modules} or 'nothing')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    code = f"import sys, pytest; pytest.main(['-q', '-p{module}']); print({{'torch', 'helios_fn'}} & {{*sys.modules}})"
+    environment = {**os.environ, "PYTHONPATH": str(ENTRY), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment.pop(profiles.VARIABLE, None)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert "1 passed" in done.stdout
-    assert done.stdout.splitlines()[-1] == "nothing", done.stdout
+    assert done.stdout.splitlines()[-1] == "set()", done.stdout
