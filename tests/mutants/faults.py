@@ -90,7 +90,7 @@ FAULTS = [
         "noise_does_not_depend_on_the_position", "helios_fn/state.py",
         '    return consecutive(state.key, "micro", first, 1)\n',
         '    return consecutive(state.key, "micro", 0, 1)\n',
-        ("tests/laws", "tests/unit/test_state.py"),
+        ("tests/unit/test_state.py", "tests/laws"),
     ),
     Fault(
         "partial_accumulation_dropped_on_resume", FOLDER, LOAD,
