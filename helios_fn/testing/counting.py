@@ -10,7 +10,6 @@ from typing import Any
 from .. import schedule, tree
 from ..config import RunConfig
 from ..data import Phases, as_source
-from ..schedule import share_of
 from ..types import Counters, Cursor, MicroBatches, Reason
 from .examples import check_count, for_all
 from .folders import temporary_folder
@@ -67,7 +66,7 @@ def check_counting(
             changed = {name: getattr(drawn, name) for name in names}
             _check(dataclasses.replace(job, cfg=dataclasses.replace(cfg, micro_batches=None, **changed)))
 
-        accumulates = share_of(cfg).micro_batches > 1
+        accumulates = schedule.share_of(cfg).micro_batches > 1
 
         endless = batches_per_epoch(job) is None
         for_all(run_configs(max_total=6, units=("iteration",) if endless else ("iteration", "epoch")), holds, examples)
