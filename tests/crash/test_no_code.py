@@ -46,6 +46,7 @@ ALLOWED = {
     ("distributed/launch.py", "pickle"): "a function and its arguments, on their way to processes that this one starts",
     ("distributed/_child.py", "pickle"): "the same, where they arrive; through pipes that nobody else holds",
     ("distributed/_watch.py", "pickle"): "the values that those processes return",
+    ("later.py", "importlib.import_module"): "a module of this package, by the table in its __init__",
     ("registry/base.py", "importlib.import_module"): "a module of this package, by the table in registry/kinds.py",
     ("registry/discovery.py", "importlib.import_module"): "what the caller names; load_run asks before it does so",
     ("registry/discovery.py", "pkgutil"): "the names of the modules in it",
