@@ -50,7 +50,6 @@ ALLOWED = {
     ("registry/base.py", "importlib.import_module"): "a module of this package, by the table in registry/kinds.py",
     ("registry/discovery.py", "importlib.import_module"): "what the caller names; load_run asks before it does so",
     ("registry/discovery.py", "pkgutil"): "the names of the modules in it",
-    ("testing/plugin.py", "importlib.util"): "asks whether Hypothesis is installed, by its name",
     ("testing/spec.py", "importlib.import_module"): "the module that the user names on the command line",
 }
 
