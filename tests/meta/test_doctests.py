@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def modules() -> list[str]:
     """The modules whose source holds an example."""
     found = pkgutil.walk_packages(hf.__path__, "helios_fn.")
     specs = [importlib.util.find_spec(info.name) for info in found if not info.name.endswith("__main__")]
-    return [s.name for s in [*specs, hf.__spec__] if ">>> " in (s.loader.get_source(s.name) or "")]
+    return [s.name for s in [*specs, hf.__spec__] if ">>> " in Path(s.origin).read_text()]
 
 
 def examples_of(name: str) -> list[doctest.DocTest]:
