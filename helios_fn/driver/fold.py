@@ -88,7 +88,7 @@ class Fold:
         try:
             for number, delivery in zip(batches, feed, strict=False):
                 self.last_batch = to_device(delivery.items[0], self._device)
-                with torch.no_grad(), random.scope(random.fold_in(key, number + 1)):
+                with torch.no_grad(), _no_search(), random.scope(random.fold_in(key, number + 1)):
                     result = self._function(self._params(state), state.buffers, self.last_batch)
                 yield result
                 if on_batch is not None:
@@ -113,3 +113,17 @@ class Fold:
     def close(self) -> None:
         """Stop the loader's workers, if it has any; they start again with the next reading."""
         self.source.close()
+
+
+@contextlib.contextmanager
+def _no_search() -> Iterator[None]:
+    """Without cuDNN's search for the fastest kernel, which a ragged last batch would start over in each evaluation."""
+    before = torch.backends.cudnn.benchmark
+    if not before:
+        yield
+        return
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
