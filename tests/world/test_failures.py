@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,11 @@ HARMS = [
 ]
 
 
+# The others meet the loss in the sums of the next iteration, or before it, where by the clock of rank 0 all agree on
+# signals and the time limit.
+WHERE = re.compile(r"\biteration 6\b|\bafter iteration 5\b")
+
+
 @pytest.mark.parametrize(
     ("how", "own", "others", "who"),
     [
@@ -74,7 +80,7 @@ def test_a_rank_that_fails_or_dies_is_named_by_all(pool, tmp_path, uninterrupted
     assert own in str(error).split("\n")[0]
     for rank in {0, 1, 2} - {who}:
         assert others.format(who=who) in texts[rank], texts[rank]
-        assert "iteration 6" in texts[rank]
+        assert WHERE.search(texts[rank]), texts[rank]
     check_goes_on(pool, tmp_path, uninterrupted)
 
 
@@ -85,7 +91,7 @@ def test_a_frozen_rank_is_named_when_the_others_have_waited_long_enough(pool, tm
     assert "was still at work 2.5 s after the first failure, and was ended" in texts[who]
     for rank in {0, 1, 2} - {who}:
         assert f"rank {who} does not answer: killed, frozen, cut off or still busy" in texts[rank]
-        assert "in iteration 6" in texts[rank]
+        assert WHERE.search(texts[rank]), texts[rank]
     assert error.rank != who
     check_goes_on(pool, tmp_path, uninterrupted)
 
