@@ -41,6 +41,7 @@ _STEPPING: Doing = ("the step of", 1)
 _REACTING: Doing = ("what is due after", 1)
 _OBSERVED: Doing = ("an observer after", 0)
 _SAVING: Doing = ("the checkpoint after", 0)
+_ASKING: Doing = ("the stop test after", 0)
 _HEARING: Doing = ("a save that had ended by", 0)
 
 
@@ -113,6 +114,7 @@ class Loop:
                 for delivery in feed:
                     delivered = True
                     self.consume(delivery)
+                    self.doing = _ASKING
                     if self.agreement.asked_to_stop() or not self._quiet:
                         reason = self.stop_reason()
                     self.signal.waiting = True
@@ -312,7 +314,7 @@ class Loop:
 
     def stop_reason(self) -> Reason | None:
         """The one stop test: of the configuration, the user's predicate, signals, and the clock, in this order."""
-        self.doing = ("the stop test after", 0)
+        self.doing = _ASKING
         reason = schedule.finished(self.state, self.cfg)
         # A fresh state has no metrics that the predicate could look at.
         if reason is None and self.should_stop is not None and self.state.counters.iteration > 0:
