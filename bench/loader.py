@@ -85,8 +85,8 @@ def digits(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 WORKS = [
-    Work("JPEG images, 160 x 160", lambda n: Images(n, 160, "JPEG"), 384, 8, 32),
-    Work("PNG images, 32 x 32", lambda n: Images(n, 32, "PNG"), 1024, 16, 64),
+    Work("JPEG images, 160 x 160", lambda n: Images(n, 160, "JPEG"), 256, 8, 32),
+    Work("PNG images, 32 x 32", lambda n: Images(n, 32, "PNG"), 512, 16, 64),
     Work("TensorDataset, 28 x 28", lambda n: TensorDataset(*digits(n)), 8192, 128, 64),
     Work("tensors in a class of one's own, 28 x 28", lambda n: Rows(*digits(n)), 8192, 128, 64),
 ]
@@ -120,7 +120,7 @@ def plain(dataset: Any, batch_size: int, workers: int) -> Case:
     return epochs(lambda _: loader, len(dataset))
 
 
-def ours(dataset: Any, batch_size: int, **options: Any) -> tuple[Case, Callable[[], None]]:
+def ours(dataset: Any, batch_size: int, **options: Any) -> tuple[Whole, Callable[[], None]]:
     """Our loader, and how to close it."""
     import helios_fn as hf
 
@@ -140,14 +140,19 @@ def throughput(bench: Bench, work: Work) -> None:
         case, close = ours(dataset, work.batch_size, workers=workers, seed_globals=False)
         cases = {PLAIN: plain(dataset, work.batch_size, workers), OURS: case}
         title = f"{work.name}, batches of {work.batch_size}, {workers} workers"
-        timing = bench.compare(f"{title} (per sample)", cases, base=PLAIN)
-        close()
+        # Two equal readers differ by up to a tenth from one epoch to the next here, so without workers, where hardly
+        # anything else is measured, there are more rounds.
+        rounds = bench.rounds if workers else 3 * bench.rounds
+        timing = bench.compare(f"{title} (per sample)", cases, base=PLAIN, rounds=rounds)
         speeds = [[name, round(1e6 / timing.median(name))] for name in cases]
         bench.table(f"{title} (samples per second)", ["peer", "samples/s"], speeds)
         # Of times, which for samples per second is the other way round. Without workers all work is done in this
         # process, and its CPU time tells more than two digits of the clock on the wall would.
         figure = timing.ratio(PLAIN, OURS, "wall" if workers else "cpu")
-        bench.target(target % workers, figure and round(figure, 2), at_least=least)
+        held = bench.target(target % workers, figure and round(figure, 2), at_least=least)
+        if held.verdict == "missed" and not workers:
+            bench.explain(title, case.function, calls=2, per=len(dataset))
+        close()
 
 
 def randomness(bench: Bench) -> None:

@@ -94,24 +94,28 @@ def ours(
     return iteration
 
 
-def cases(limits: Limits, *, compiles: bool) -> dict[str, Case]:
-    """By name, as far as they can be had here."""
-    workload = limits.workload
-    made: dict[str, Callable[[], Case]] = {
+def ways(workload: Workload) -> dict[str, Callable[[], Callable[[], Any]]]:
+    """All that can be measured, by name, still to be made."""
+    wrapped = {"cpp_wrapper": True}
+    return {
         DEFAULT: lambda: loop(workload, fused=None),
         FUSED: lambda: loop(workload, fused=True),
         PURE: lambda: ours(workload),
         DONATED: lambda: ours(workload, donate=True),
+        COMPILED: lambda: loop(workload, fused=True, compiled=True),
+        GRAD: lambda: ours(workload, donate=True, compiled="grad"),
+        WHOLE: lambda: ours(workload, donate=True, compiled="whole"),
+        WHOLE_CPP: lambda: ours(workload, donate=True, compiled="whole", options=wrapped),
     }
+
+
+def cases(limits: Limits, *, compiles: bool) -> dict[str, Case]:
+    """By name, as far as they are wanted and can be had here."""
+    wanted = [DEFAULT, FUSED, PURE, DONATED]
     if limits.compiles and compiles:
-        made |= {
-            COMPILED: lambda: loop(workload, fused=True, compiled=True),
-            GRAD: lambda: ours(workload, donate=True, compiled="grad"),
-            WHOLE: lambda: ours(workload, donate=True, compiled="whole"),
-        }
-    if limits.compiles and limits.wrapped and compiles:
-        made[WHOLE_CPP] = lambda: ours(workload, donate=True, compiled="whole", options={"cpp_wrapper": True})
-    return {name: attempt(make) for name, make in made.items()}
+        wanted += [COMPILED, GRAD, WHOLE, *([WHOLE_CPP] if limits.wrapped else [])]
+    made = ways(limits.workload)
+    return {name: attempt(made[name]) for name in wanted}
 
 
 def differing(workload: Workload, iterations: int, *, donate: bool) -> int | None:
@@ -147,8 +151,11 @@ def compare(bench: Bench, limits: Limits) -> None:
             f"{name}: tensors of the eager {way} step that differ from the fused loop's after {iterations} iterations"
         )
         bench.target(what, figure, at_most=0)
-    if any(target.verdict == "missed" for target in bench.targets):
+    missed = [target.what for target in bench.targets if target.verdict == "missed"]
+    if any("eager" in what for what in missed):
         bench.in_situ(f"{name}, the parts of our step", loop(limits.workload, fused=True), parts(limits.workload))
+    if any("compiled step" in what for what in missed):
+        bench.explain(f"{name}, {mode(compiled)}, donated", ways(limits.workload)[compiled]())
 
 
 def parts(workload: Workload) -> dict[str, Callable[[], Any]]:
