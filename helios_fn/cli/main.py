@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -14,6 +16,7 @@ from ..text import one_line, shown
 from . import bisect, compare, diff, digest, export, inspect, migrate, plot, prune, replay, test, train, verify
 
 _COMMANDS = (train, test, plot, inspect, verify, diff, digest, compare, bisect, replay, export, prune, migrate)
+_UNKNOWN = re.compile(r"argument COMMAND: invalid choice: '([^']*)'")
 _BROKEN_PIPE = 128 + 13  # what a shell reports of a program that SIGPIPE has ended
 
 
@@ -22,7 +25,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments, and end with status 2."""
-        self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {one_line(_with_guess(message))}; see {self.prog} --help\n")
+
+
+def _with_guess(message: str) -> str:
+    """argparse's message; where an unknown command resembles a known one, that one instead of the list of all."""
+    unknown = _UNKNOWN.search(message)
+    if unknown is None:
+        return message
+    names = [module.__name__.rpartition(".")[2] for module in _COMMANDS]
+    close = difflib.get_close_matches(unknown[1], names, n=1)
+    return f"there is no command {unknown[1]!r}; did you mean {close[0]!r}" if close else message
 
 
 def parser() -> argparse.ArgumentParser:

@@ -417,7 +417,8 @@ class TestAll:
         ("arguments", "message"),
         [
             ([], "required"),
-            (["inspekt", "x"], "invalid choice"),
+            (["inspekt", "x"], "there is no command 'inspekt'; did you mean 'inspect'"),
+            (["zzz", "x"], "invalid choice"),
             (["verify"], "PATH"),
             (["inspect", "nowhere"], "nowhere does not exist"),
             (["digest", "."], "neither a checkpoint (it has no manifest.json) nor a root"),
