@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 
-class Branch(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Branch:
     """Where a branch begins and what it changes; made by `branch`, for ``RunConfig.resume``.
 
     Attributes:
@@ -21,8 +22,25 @@ class Branch(NamedTuple):
 
     checkpoint: Path
     lift: tuple[str, ...] = ()
-    override: Mapping[str, Any] = MappingProxyType({})
+    override: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.checkpoint, str | os.PathLike):
+            raise TypeError(f"checkpoint must be the folder of a checkpoint, got {type(self.checkpoint).__name__}")
+        if not os.fspath(self.checkpoint):
+            raise ValueError("checkpoint names no folder: give that of a checkpoint, <root>/checkpoints/<name>")
+        names = (self.lift,) if isinstance(self.lift, str) else tuple(self.lift)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"lift lists names of facts such as 'data.batch_size', got {names!r}")
+        if not isinstance(self.override, Mapping):
+            raise TypeError(f"override maps names of leaves to new values, got {type(self.override).__name__}")
+        if not isinstance(self.note, str):
+            raise TypeError(f"note must be a text, got {type(self.note).__name__}")
+        for name, value in (
+            ("checkpoint", Path(self.checkpoint)), ("lift", names), ("override", dict(self.override)),
+        ):  # fmt: skip
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         return f"branch of {self.checkpoint.name}"
@@ -44,6 +62,8 @@ def branch(
             ),
         )
 
+    In the file of an experiment the same is a table: ``resume = {checkpoint = "...", lift = ["data.batch_size"]}``.
+
     Run the same line again after any interruption and the branch goes on from its own newest checkpoint; it keeps
     the law of resumption. Each of its checkpoints records in its ``history`` the run it came from (and that one's
     history), the digest of the state there, and every change with the old and the new value;
@@ -64,15 +84,5 @@ def branch(
         TypeError: an argument is of another kind.
         ValueError: ``checkpoint`` is empty.
     """
-    if not isinstance(checkpoint, str | os.PathLike):
-        raise TypeError(f"checkpoint must be the folder of a checkpoint, got {type(checkpoint).__name__}")
-    if not str(checkpoint):
-        raise ValueError("checkpoint names no folder: give that of a checkpoint, <root>/checkpoints/<name>")
-    names = (lift,) if isinstance(lift, str) else tuple(lift)
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"lift lists names of facts such as 'data.batch_size', got {names!r}")
-    if override is not None and not isinstance(override, Mapping):
-        raise TypeError(f"override maps names of leaves to new values, got {type(override).__name__}")
-    if not isinstance(note, str):
-        raise TypeError(f"note must be a text, got {type(note).__name__}")
-    return Branch(Path(checkpoint), names, dict(override or {}), note)
+    changes = {} if override is None else override
+    return Branch(checkpoint, lift, changes, note)  # type: ignore[arg-type]  # which makes of them what it annotates

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import pathlib
 import types
 import typing
 from collections.abc import Mapping
@@ -151,6 +152,8 @@ def _fits(value: Any, hint: Any, source: Source, path: Path) -> Any:
         return value
     if hint in _SIMPLE and type(value) is hint:
         return value
+    if (hint is pathlib.Path and type(value) is str) or (origin is Mapping and isinstance(value, dict)):
+        return value  # the dataclass makes of it what it wants
     raise _Misfit
 
 

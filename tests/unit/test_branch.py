@@ -99,6 +99,12 @@ class TestBranch:
         whole = open_contents(next(origin.parent.glob("*_iter_6")))
         assert hf.tree.digest(result.state) == whole.digest()
 
+    def test_a_config_with_a_branch_can_be_hashed(self):
+        """Like every other: equal ones alike, whatever they override."""
+        first, second = (hf.RunConfig("epoch", 1, root="x", resume=hf.branch("a/b", override={LR: 1})) for _ in "ab")
+        assert first == second
+        assert hash(first) == hash(second)
+
     def test_a_lifted_seed_takes_over(self, origin, tmp_path):
         """From the branch on, all noise and the order come from the new seed."""
         made = job(tmp_path, seed=1)

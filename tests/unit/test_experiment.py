@@ -152,6 +152,10 @@ READING = [
     (("progress = false", "progress = 0"), "e.toml:6: run.progress must be true or false, got 0"),
     (("progress = false", "donate = 3"), "run.donate must be true or false or one of 'auto', got 3"),
     (("progress = false", "early_stop = {monitor = 'l', cycles = 1, improved = 1}"), "improved"),
+    (("progress = false", "resume = {lift = ['seed']}"), "e.toml:6: [run.resume] checkpoint is missing"),
+    (("progress = false", "resume = {checkpoint = 'x', lift = 3}"), "run.resume.lift must be a list, each item a text"),
+    (("progress = false", "resume = {checkpoint = ''}"), "[run.resume] checkpoint names no folder"),
+    (("progress = false", "resume = 3"), "must be a text, a table with checkpoint, lift, override, note or false for"),
     (("seed = 3", "seed = 1.5"), "e.toml:2: seed must be an integer, got 1.5"),
     (("seed = 3", "seed = true"), "e.toml:2: seed must be an integer, got True"),
     (("seed = 3", "seed = = 3"), "e.toml is not TOML: Invalid value (at line 2, column 8)"),
@@ -298,6 +302,13 @@ DATA = {
     "workers": st.integers(0, 3),
     "batches": st.none() | st.integers(1, 9) | st.floats(0.1, 1.0),
 }
+BRANCHES = st.builds(
+    hf.branch,
+    st.just("other/checkpoints/run_iter_4"),
+    lift=st.lists(st.sampled_from(["data.*", "seed"]), max_size=2),
+    override=st.dictionaries(st.sampled_from(["opt_state.hyper.lr", "params['a.b']"]), st.floats(0, 1), max_size=2),
+    note=WORDS,
+)
 
 
 @st.composite
@@ -313,7 +324,7 @@ def experiments(draw) -> hf.Experiment:
         checkpoint_every=None if root is None else draw(CADENCES),
         retention=None if root is None else draw(st.none() | st.builds(hf.Retention, last=st.integers(1, 3))),
         early_stop=None if validate is None else draw(st.none() | st.builds(hf.EarlyStop, WORDS, st.integers(1, 3))),
-        resume=draw(st.sampled_from(["auto", "last", None, "a/path"])),
+        resume=draw(st.sampled_from(["auto", "last", None, "a/path"]) | BRANCHES),
         max_time=draw(st.none() | st.integers(1, 9) | st.floats(0.1, 9.0)),
         donate=draw(st.sampled_from(["auto", True, False])),
     )
@@ -427,6 +438,21 @@ class TestBuilt:
         assert tree.digest(state.params) == tree.digest(result.state.params)
         assert tree.digest(state.averages) == tree.digest(result.state.averages)
         assert set(state.metrics) == {"loss", "accuracy", "top_k", "learning_rate"}
+
+    def test_a_branch_is_a_table_of_the_file(self, trained, tmp_path):
+        """The same bits as of the branch that a script asks for, and its own root goes on from its own checkpoints."""
+        origin = next((trained[0] / "checkpoints").glob("*_iter_4"))
+        text = ROOTED.replace("ROOT", str(tmp_path / "by_file")).replace("batch_size = 4", "batch_size = 3")
+        table = f'{{checkpoint = "{origin}", lift = ["data.*"], note = "smaller"}}'
+        experiment = hf.Experiment.loads(text, {"run.resume": parse_value(table)})
+        result = experiment.build().run()
+        built = hf.Experiment.loads(text).build()
+        cfg = dataclasses.replace(
+            built.config, root=tmp_path / "by_script", resume=hf.branch(origin, lift="data.*", note="smaller")
+        )
+        scripted = hf.run(built.step, built.state, built.loader, cfg, validate=built.validate)
+        assert digest(result.state) == digest(scripted.state)
+        assert digest(experiment.build().run().state) == digest(result.state)
 
     def test_metrics_may_be_named_alone(self):
         """As transforms and sinks may be."""
