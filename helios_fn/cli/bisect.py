@@ -11,8 +11,7 @@ from ..forensics import bisect as bisect_runs
 from ..forensics.bisection import Departure
 from ..text import lines_out, shown
 from .compare import lines as compared
-from .places import root
-from .runs import add_job, add_name, differing, evidence, or_two, some
+from .runs import add_job, add_pair, differing, evidence, or_two, some
 
 _VERDICTS = {
     "left": "the execution agrees with B: A was disturbed, or made of another program or environment",
@@ -32,9 +31,7 @@ def add(commands: Any) -> None:
         "and which of the two was disturbed. With --other, execute two jobs side by side instead, and find the exact "
         "iteration at which they part. Status 0: the runs do not differ. 1: they do. 2: it could not be done.",
     )
-    parser.add_argument("left", metavar="RUN_A", type=root, help="the root of a run")
-    parser.add_argument("right", metavar="RUN_B", type=root, help="the root of another")
-    add_name(parser)
+    add_pair(parser)
     add_job(parser)
     parser.add_argument("--other", metavar="MODULE:FUNCTION", help="the job of RUN_B, if it is another")
     parser.set_defaults(run=or_two(run))

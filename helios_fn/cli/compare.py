@@ -9,8 +9,7 @@ from typing import Any
 from ..forensics import Comparison
 from ..forensics import compare as compare_runs
 from ..text import lines_out, plural, shown
-from .places import root
-from .runs import add_name, differing, evidence, or_two, some, value
+from .runs import add_pair, differing, evidence, or_two, some, value
 
 _FIRST = {
     "batch": "the batch that the step received differs; batches do not depend on the state, so look at the data",
@@ -29,9 +28,7 @@ def add(commands: Any) -> None:
         "environments and configurations have not in common. Status 0: equal as far as they can be compared. 1: "
         "different. 2: they cannot be compared.",
     )
-    parser.add_argument("left", metavar="RUN_A", type=root, help="the root of a run")
-    parser.add_argument("right", metavar="RUN_B", type=root, help="the root of another")
-    add_name(parser)
+    add_pair(parser)
     parser.set_defaults(run=or_two(run))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import CheckpointError, LaunchFailed, RunFailed
 from ..forensics import Evidence, gather
 from ..text import leaves, one_line, shown
+from .places import root
 
 _MOST = 8
 
@@ -29,6 +30,13 @@ def add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", action="store_true", help="import what the checkpoint names: only for folders that you trust"
     )
+
+
+def add_pair(parser: argparse.ArgumentParser) -> None:
+    """Add two runs."""
+    parser.add_argument("left", metavar="RUN_A", type=root, help="the root of a run")
+    parser.add_argument("right", metavar="RUN_B", type=root, help="the root of another")
+    add_name(parser)
 
 
 def add_name(parser: argparse.ArgumentParser) -> None:
