@@ -43,8 +43,8 @@ test: $(READY) ## lint, types and all tests (under ten minutes on two cores)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(BOTH_CORES)
 
-laws: $(READY) ## only the laws
-	$(BIN)/python -m pytest $(BOTH_CORES) tests/laws
+laws: $(READY) ## only the laws; DEVICE=cuda holds them there
+	HELIOS_FN_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest $(BOTH_CORES) tests/laws
 
 soak: $(READY) ## the laws with many more examples, every fault against checkpoints; prints a table of faults (an hour)
 	HELIOS_FN_PROFILE=nightly $(BIN)/python -m pytest $(BOTH_CORES) -m "soak or not soak" tests/laws tests/crash tests/unit tests/world tests/meta

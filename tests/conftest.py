@@ -38,6 +38,18 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _deterministic_kernels():
+    """On an accelerator, where the laws are about to be held, the fastest kernels are not the same ones every time."""
+    if os.environ.get("HELIOS_FN_TEST_DEVICE", "cpu") == "cpu":
+        yield
+    else:
+        from helios_fn.testing import deterministic
+
+        with deterministic(threads=1):
+            yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _fork_server():
     """Let the server that processes fork from begin its imports, while other tests run.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import random as python_random
 from typing import Literal
 
@@ -20,6 +21,8 @@ import helios_fn as hf
 from helios_fn.testing import Job
 
 FEATURES, CLASSES = 3, 2
+DEVICE = os.environ.get("HELIOS_FN_TEST_DEVICE") or None
+"""Where all jobs train, such as "cuda": the laws hold wherever the kernels are deterministic."""
 CONFUSION = hf.metrics.confusion(CLASSES)
 Augment = Literal["none", "torch", "random", "numpy", "generator"]
 
@@ -115,6 +118,8 @@ def build(case: Case, workers: int = 0) -> Job:
     """The job of a case. ``workers`` is not part of the case: it must not matter."""
     draws = {"draws": "keyed"} if case.compile else {}
     model, params, buffers = hf.functional(lambda: Net(case.dropout, case.batch_norm), seed=case.seed, **draws)
+    if DEVICE is not None:
+        params, buffers = hf.tree.map(lambda leaf: leaf.to(DEVICE), (params, buffers))
     if case.freeze:
         model, params, buffers = hf.freeze(model, params, buffers, "first.*")
     optimizer = make_optimizer(case)
@@ -156,7 +161,7 @@ def build(case: Case, workers: int = 0) -> Job:
     keywords = {}
     if case.validate_every is not None:
         held_out = hf.Loader(Points(5, "torch"), batch_size=2, shuffle=False)
-        validator = hf.Validator(evaluate, held_out)
+        validator = hf.Validator(evaluate, held_out, device=DEVICE)
         keywords["validate"] = own_validation(validator) if case.own_validation else validator
     return Job(step, state, lambda: make_source(case, workers), make_config(case), keywords)
 
@@ -275,4 +280,5 @@ def make_config(case: Case) -> hf.RunConfig:
         root=None if case.checkpoint_every is None else "unused",
         progress=False,
         donate=case.donate,
+        device=DEVICE,
     )
