@@ -25,10 +25,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 CHUNK = 8 << 20
 COLUMNS = 2048
@@ -36,7 +38,7 @@ _WORD = 8
 _BLOCK = 512 << 10  # what is summed at once: it stays in the second-level cache for the second list
 _SMALL = 16 << 10  # shorter pieces are put together first
 
-Words = npt.NDArray[np.uint64]
+Words: TypeAlias = "npt.NDArray[np.uint64]"
 
 
 class FileEntry(NamedTuple):
