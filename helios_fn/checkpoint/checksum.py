@@ -25,12 +25,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
+import numpy.typing as npt
 
 CHUNK = 8 << 20
 COLUMNS = 2048
@@ -38,7 +36,7 @@ _WORD = 8
 _BLOCK = 512 << 10  # what is summed at once: it stays in the second-level cache for the second list
 _SMALL = 16 << 10  # shorter pieces are put together first
 
-Words: TypeAlias = "npt.NDArray[np.uint64]"
+Words = npt.NDArray[np.uint64]
 
 
 class FileEntry(NamedTuple):

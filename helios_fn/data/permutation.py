@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import random
 from ..types import Key
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-Indices: TypeAlias = "npt.NDArray[np.int64]"
+Indices: TypeAlias = npt.NDArray[np.int64]
 Window: TypeAlias = Callable[[int, int], Indices]
 """``window(lo, hi)``: what stands at the positions ``lo`` to ``hi - 1``."""
 

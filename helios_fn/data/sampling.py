@@ -20,7 +20,7 @@ from .plan import Task
 from .shared import Blocks
 
 Collate: TypeAlias = Callable[[list[Any]], Any]
-Transform: TypeAlias = Callable[[Any, "np.random.Generator"], Any]
+Transform: TypeAlias = Callable[[Any, np.random.Generator], Any]
 
 _DTYPE = operator.attrgetter("dtype")
 

@@ -8,19 +8,17 @@ the number of workers nor on where reading began.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from ..types import Key
 from . import ambient, derive
 from .derive import Words
 from .generators import philox_generator, torch_generator
 from .keys import fold_words, key_words
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 SampleWords: TypeAlias = np.ndarray | Sequence[int]
 """Four 32-bit words: a row of `sample_words`."""

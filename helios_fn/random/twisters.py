@@ -17,6 +17,7 @@ import ctypes
 import functools
 import random
 import struct
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ import numpy as np
 from .generators import STATE_WORDS
 
 _UNUSED = np.uint32(STATE_WORDS).tobytes()  # the position after the last word: the next draw twists first
-_np: Any = np  # whose stubs leave out some public functions of np.random, which is imported when it is first used
+_numpy: ModuleType = np.random  # NumPy's stubs leave out some of its public functions
 _Memory = ctypes.c_char * (4 * (STATE_WORDS + 1))
 _Waiting = ctypes.c_char * 16  # whether a normal waits (an int, padded), and the normal (a double)
 _NONE_WAITS = bytes(16)
@@ -61,7 +62,7 @@ def save_python() -> PythonState:
 
 def glance() -> tuple[Any, ...] | None:
     """Both states as one tuple that can be compared, or ``None`` where memory cannot be read; see `of_glance`."""
-    bit_generator = _np.random.get_bit_generator()
+    bit_generator = _numpy.get_bit_generator()
     numpy, python = _numpy_memory(bit_generator), _python_memory()
     if numpy is None or python is None:
         return None
@@ -96,35 +97,35 @@ def seed_python(state: bytes) -> None:
 
 def save_numpy() -> NumpyState:
     """The present state of legacy NumPy."""
-    bit_generator = _np.random.get_bit_generator()
+    bit_generator = _numpy.get_bit_generator()
     memory = _numpy_memory(bit_generator)
     if memory is None:
-        return NumpyState(bit_generator, None, None, _np.random.get_state(legacy=False))
+        return NumpyState(bit_generator, None, None, _numpy.get_state(legacy=False))
     return NumpyState(bit_generator, memory.raw, _waiting().raw, None)
 
 
 def load_numpy(saved: NumpyState) -> None:
     """Put a saved state of legacy NumPy back."""
-    if _np.random.get_bit_generator() is not saved.bit_generator:
-        _np.random.set_bit_generator(saved.bit_generator)
+    if _numpy.get_bit_generator() is not saved.bit_generator:
+        _numpy.set_bit_generator(saved.bit_generator)
     if saved.official is None:
         _numpy_memory(saved.bit_generator).raw = saved.twister
         _waiting().raw = saved.waiting
     else:
-        _np.random.set_state(saved.official)
+        _numpy.set_state(saved.official)
 
 
 def seed_numpy(state: bytes) -> None:
     """Give legacy NumPy a new state; it becomes a Mersenne Twister if it was none."""
-    bit_generator = _np.random.get_bit_generator()
+    bit_generator = _numpy.get_bit_generator()
     if type(bit_generator) is not np.random.MT19937:
         bit_generator = _spare_twister()
-        _np.random.set_bit_generator(bit_generator)
+        _numpy.set_bit_generator(bit_generator)
     memory = _numpy_memory(bit_generator)
     if memory is None:
         key = np.frombuffer(state, np.uint32)
         bit_generator.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": STATE_WORDS}}
-        _np.random.set_bit_generator(bit_generator)  # drops a waiting normal
+        _numpy.set_bit_generator(bit_generator)  # drops a waiting normal
     else:
         memory.raw = state + _UNUSED
         _waiting().raw = _NONE_WAITS
@@ -169,14 +170,14 @@ def _numpy_layout_is_known() -> bool:
 @functools.cache
 def _waiting() -> Any:
     """The memory in which legacy NumPy keeps a waiting normal; asked for once it is known where that is."""
-    return _Waiting.from_address(id(_np.random.get_state.__self__) + _waiting_offset())
+    return _Waiting.from_address(id(_numpy.get_state.__self__) + _waiting_offset())
 
 
 @functools.cache
 def _waiting_offset() -> Any:
     """Where in a ``RandomState`` a waiting normal is kept, found in one that nobody else uses; or ``None``."""
-    owner: Any = _np.random.RandomState(np.random.MT19937(1))
-    if type(_np.random.get_state.__self__) is not type(owner):
+    owner: Any = _numpy.RandomState(np.random.MT19937(1))
+    if type(_numpy.get_state.__self__) is not type(owner):
         return None
     state, telltale = owner.get_state(legacy=False), 1.2345678912345e-7
     owner.set_state(state | {"has_gauss": 1, "gauss": telltale})

@@ -108,9 +108,9 @@ def test_no_name_that_is_imported_later_is_called_like_a_module(path):
 
 @pytest.fixture(scope="module")
 def imported() -> list[str]:
-    """The modules that ``import helios_fn`` adds to a process that has imported torch and optree."""
+    """The modules that ``import helios_fn`` adds to a process that has imported what all of it needs."""
     program = """
-import sys, torch, optree
+import sys, numpy.random, numpy.typing, optree, torch
 before = set(sys.modules)
 import helios_fn
 print(*sys.modules.keys() - before)
@@ -119,7 +119,7 @@ print(*sys.modules.keys() - before)
 
 
 def test_importing_the_package_imports_nothing_else(imported):
-    """Nothing that torch and optree have not imported already: all else waits until it is used."""
+    """Beside torch, optree, NumPy and what these import, all else waits until it is used."""
     assert [name for name in imported if name.partition(".")[0] != "helios_fn"] == []
 
 
@@ -157,6 +157,19 @@ assert later | {"run", "make_step", "optim"} <= set(space) and space["load_run"]
 assert not {"TYPE_CHECKING", "annotations"} & set(space)
 page = pydoc.render_doc(hf.optim, renderer=pydoc.plaintext)
 assert "adamw(lr" in page and "clip_by_global_norm(max_norm" in page
+"""
+    in_a_fresh_process(program)
+
+
+@pytest.mark.soak
+def test_a_name_that_is_imported_later_may_first_be_used_in_a_compiled_function():
+    """The compiler asks the package for it, as Python does: the graph is whole."""
+    program = """
+import torch
+import helios_fn as hf
+assert "global_norm" not in vars(hf.optim)
+norm = torch.compile(lambda tree: hf.optim.global_norm(tree), backend="eager", fullgraph=True)
+assert norm({"w": torch.ones(4)}) == 2
 """
     in_a_fresh_process(program)
 
