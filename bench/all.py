@@ -16,7 +16,7 @@ from . import results
 
 SCRIPTS = (
     "step", "gradient", "framework", "driver", "ensemble", "memory", "optim", "random",
-    "loader", "seek", "checkpoint", "compile", "world",
+    "loader", "seek", "checkpoint", "compile", "imports", "world",
 )  # fmt: skip
 
 

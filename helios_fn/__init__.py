@@ -17,10 +17,9 @@ from . import sinks as sinks
 from . import stopping as stopping
 from . import tree as tree
 
-# A checkpoint with changes, and parts of one in another state.
+# Another run's checkpoint, with changes.
 from .branching import Branch as Branch
 from .branching import branch as branch
-from .checkpoint import restore as restore
 
 # Compilation.
 from .compiled import compile as compile
@@ -35,18 +34,15 @@ from .config import Total as Total
 # Data: batches as a function of (key, position).
 from .data import Loader as Loader
 from .data import Phases as Phases
-from .data import Stream as Stream
 
 # Several processes.
 from .distributed import launch as launch
 
 # The driver.
 from .driver import Validator as Validator
-from .driver import dev_run as dev_run
 from .driver import iterate as iterate
 from .driver import predict as predict
 from .driver import predict_batches as predict_batches
-from .driver import refresh_batch_norm as refresh_batch_norm
 from .driver import run as run
 from .driver import test as test
 
@@ -83,9 +79,6 @@ from .nn import scaled_grad as scaled_grad
 from .nn import swa as swa
 from .nn import unfreeze as unfreeze
 from .nn import value_and_grad as value_and_grad
-
-# Learning rates as functions of the update count.
-from .optim import schedules as schedules
 from .overriding import override as override
 
 # The state.
@@ -117,9 +110,14 @@ from .unroll import unroll as unroll
 if TYPE_CHECKING:
     from . import observers as observers
     from . import registry as registry
+    from .checkpoint import restore as restore
+    from .data import Stream as Stream
+    from .driver import dev_run as dev_run
+    from .driver import refresh_batch_norm as refresh_batch_norm
     from .driver.rates import find_learning_rate as find_learning_rate
     from .experiment import Experiment as Experiment
     from .experiment import load_run as load_run
+    from .optim import schedules as schedules
 else:
     from .later import later as _later
 
@@ -127,7 +125,14 @@ else:
         __name__,
         "observers",
         "registry",
-        names={"driver.rates": ("find_learning_rate",), "experiment": ("Experiment", "load_run")},
+        names={
+            "checkpoint": "restore",
+            "data": "Stream",
+            "driver": "dev_run refresh_batch_norm",
+            "driver.rates": "find_learning_rate",
+            "experiment": "Experiment load_run",
+            "optim": "schedules",
+        },
     )
 
 __version__ = "0.1.0"

@@ -20,6 +20,7 @@ CONTEXT.set_forkserver_preload(
     [
         "tests.crash.child",
         "helios_fn.distributed._child",
+        "helios_fn.optim._adamw",
         "torch._dynamo",
         "torch.distributed.tensor",
         "torch.distributed.checkpoint",

@@ -8,10 +8,10 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..branching import Branch
-from ..checkpoint import Checkpoint, Lock, Prepared, Save, ShardedStore, Store, Writer, entry_of, ranked
+from ..checkpoint import Checkpoint, Lock, Prepared, Save, Store, Writer, entry_of, ranked
 from ..config import RunConfig
 from ..distributed import World
 from ..errors import CheckpointError
@@ -21,6 +21,9 @@ from ..types import Json
 from .descent import begin, check_same, history_of
 from .record import check_resumable
 from .rows import fetch
+
+if TYPE_CHECKING:
+    from ..checkpoint import ShardedStore
 
 _LOGGER = logging.getLogger("helios_fn")
 _LOG_DIR = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # what `log_name` makes; anything else could lead elsewhere
@@ -85,6 +88,8 @@ class RunFolder:
             self._store = Store(self._root, self._cfg.name)
             self.lock()
         elif self._root is not None and self._world is not None:
+            from ..checkpoint import ShardedStore
+
             self._shards = ShardedStore(self._root, self._cfg.name, group=self._world.group)
             self._store = self._shards.store
         return self

@@ -12,10 +12,25 @@
 A metric called on a batch is a `Measured`, to be put among the metrics of `Aux` beside plain scalars.
 """
 
+from typing import TYPE_CHECKING
+
 from .base import Measured as Measured
 from .base import Metric as Metric
-from .classes import accuracy as accuracy
-from .classes import confusion as confusion
-from .classes import top_k as top_k
-from .values import histogram as histogram
-from .values import mean as mean
+
+# Imported when it is first used.
+if TYPE_CHECKING:
+    from .classes import accuracy as accuracy
+    from .classes import confusion as confusion
+    from .classes import top_k as top_k
+    from .values import histogram as histogram
+    from .values import mean as mean
+else:
+    from ..later import later as _later
+
+    __getattr__, __dir__ = _later(
+        __name__,
+        names={
+            "classes": "accuracy confusion top_k",
+            "values": "histogram mean",
+        },
+    )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import results
+from bench import imports, results
 from bench.all import SCRIPTS
 from bench.harness import Bench, Skip, Target, Whole, attempt, measure
 from bench.measure import Span, Timing, in_situ
@@ -62,6 +63,15 @@ def test_a_quick_run_measures_and_judges(monkeypatch, capsys, name, arguments):
     assert not [line for line in lines if "skipped" in line]
     assert all(line["us"] > 0 for line in lines if "us" in line)
     assert {line["verdict"] for line in lines if "target" in line} <= {"met", "missed", "not measured", "reported"}
+
+
+def test_an_import_is_timed_in_a_process_that_knows_only_what_came_before():
+    """The clock starts after the one and ends with the other; what fails there is an error here."""
+    span = imports.fresh("import sys", "import json; sys.modules['json.decoder']")
+    assert 0 < span.wall < 60
+    assert span.iterations == 1
+    with pytest.raises(subprocess.CalledProcessError):
+        imports.fresh("import sys", "sys.modules['torch']")
 
 
 def test_ratios_are_taken_within_rounds():

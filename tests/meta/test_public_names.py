@@ -36,11 +36,11 @@ TESTING = {
 }  # fmt: skip
 
 
-HEAVY = (
-    "hypothesis", "matplotlib", "sklearn", "tensorboard", "torch._dynamo", "torch.distributed.checkpoint",
-    "torch.profiler", "torch.utils.tensorboard",
-)  # fmt: skip
-RARE = ("experiment", "forensics", "observers", "registry", "testing", "cli", "driver.rates")
+RARE = {
+    "checkpoint.partial", "cli", "data.stream", "driver.rates", "experiment", "forensics", "observers", "optim.native",
+    "registry", "sinks.tensorboard", "testing",
+}  # fmt: skip
+MOST_MODULES = 180  # of the package, by `import helios_fn`
 
 
 def public(module) -> set[str]:
@@ -75,33 +75,103 @@ def test_every_public_name_is_documented():
             assert (getattr(module, name).__doc__ or "").strip(), name
 
 
-def test_type_checkers_see_the_names_that_are_imported_later():
-    """The names under ``if TYPE_CHECKING`` are those that ``__getattr__`` finds, in the same modules."""
-    body = ast.parse(Path(hf.__file__).read_text()).body
+PACKAGE = Path(hf.__file__).parent
+LATER = sorted(path for path in PACKAGE.rglob("__init__.py") if "import later" in path.read_text())
+"""The packages of which some names are imported later."""
+
+
+def declared_later(path: Path) -> tuple[set[tuple[str | None, str]], set[tuple[str | None, str]]]:
+    """The (module, name) pairs that type checkers see, and those that ``__getattr__`` finds."""
+    body = ast.parse(path.read_text()).body
     (choice,) = [node for node in body if isinstance(node, ast.If)]
+    assert ast.unparse(choice.test) == "TYPE_CHECKING"
     seen = {(node.module, alias.asname) for node in choice.body for alias in node.names}
     call = choice.orelse[-1].value
     found = {(None, ast.literal_eval(module)) for module in call.args[1:]}
-    found |= {(place, name) for place, names in ast.literal_eval(call.keywords[0].value).items() for name in names}
+    names = ast.literal_eval(call.keywords[0].value)
+    return seen, found | {(place, name) for place, held in names.items() for name in held.split()}
+
+
+@pytest.mark.parametrize("path", LATER, ids=lambda path: path.parent.name)
+def test_type_checkers_see_the_names_that_are_imported_later(path):
+    """The names under ``if TYPE_CHECKING`` are those that ``__getattr__`` finds, in the same modules."""
+    seen, found = declared_later(path)
     assert seen == found
 
 
-def test_importing_the_package_imports_nothing_heavy_or_rare():
-    """What torch itself has not imported already, and the parts of this package that many programs never use."""
-    program = f"""
-import sys, torch, optree
+@pytest.mark.parametrize("path", LATER, ids=lambda path: path.parent.name)
+def test_no_name_that_is_imported_later_is_called_like_a_module(path):
+    """Importing the module, by whatever way, would put it in the name's place."""
+    taken = {each.stem for each in path.parent.iterdir()}
+    assert not {name for module, name in declared_later(path)[1] if module is not None} & taken
+
+
+@pytest.fixture(scope="module")
+def imported() -> list[str]:
+    """The modules that ``import helios_fn`` adds to a process that has imported what all of it needs."""
+    program = """
+import sys, numpy.random, numpy.typing, optree, torch
 before = set(sys.modules)
-import helios_fn as hf
-new = set(sys.modules) - before
-print(*[name for name in {HEAVY!r} if name in new])
-print(*[name for name in {RARE!r} if "helios_fn." + name in new])
-assert {{"Experiment", "find_learning_rate", "load_run", "observers", "registry", "run"}} <= set(dir(hf))
-from helios_fn import Experiment, load_run, observers
-assert hf.Experiment is Experiment and hf.load_run is load_run and hf.observers is observers
-from helios_fn.experiment import run_members
-assert callable(hf.ensemble) and callable(hf.summary) and callable(hf.unroll)
+import helios_fn
+print(*sys.modules.keys() - before)
 """
-    assert in_a_fresh_process(program).split() == []
+    return in_a_fresh_process(program).split()
+
+
+def test_importing_the_package_imports_nothing_else(imported):
+    """Beside torch, optree, NumPy and what these import, all else waits until it is used."""
+    assert [name for name in imported if name.partition(".")[0] != "helios_fn"] == []
+
+
+def test_importing_the_package_imports_few_of_its_modules(imported):
+    """An import costs time and memory in every process, also in those that use little: each module counts."""
+    assert not {"helios_fn." + name for name in RARE} & set(imported)
+    assert len(imported) <= MOST_MODULES, "import later what many programs never use, or raise the number on purpose"
+
+
+def test_names_that_are_imported_later_are_like_all_others():
+    """In ``dir``, ``help``, ``from ... import`` and the star, by pickle, and from many threads at once."""
+    program = """
+import pickle, pydoc, sys, threading, types
+import helios_fn as hf
+later = {"Experiment", "Stream", "dev_run", "load_run", "observers", "registry", "restore", "schedules"}
+assert later <= set(dir(hf)) and not later & set(vars(hf))
+
+found, start = [], threading.Barrier(8)
+def look():
+    start.wait()
+    found.append((hf.optim.adamw, hf.sinks.TensorBoard, hf.restore, hf.schedules))
+threads = [threading.Thread(target=look) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert found == [(hf.optim.adamw, hf.sinks.TensorBoard, hf.restore, hf.schedules)] * 8
+assert "adamw" in vars(hf.optim) and hf.schedules is hf.optim.schedules
+
+import helios_fn.optim._lion, helios_fn.metrics.classes
+assert all(isinstance(each, types.FunctionType) for each in (hf.optim.lion, hf.metrics.top_k, hf.ensemble, hf.unroll))
+assert pickle.loads(pickle.dumps(hf.optim.adamw)) is hf.optim.adamw
+
+space = {}
+exec("from helios_fn import *", space)
+assert later | {"run", "make_step", "optim"} <= set(space) and space["load_run"] is hf.load_run
+assert not {"TYPE_CHECKING", "annotations"} & set(space)
+page = pydoc.render_doc(hf.optim, renderer=pydoc.plaintext)
+assert "adamw(lr" in page and "clip_by_global_norm(max_norm" in page
+"""
+    in_a_fresh_process(program)
+
+
+@pytest.mark.soak
+def test_a_name_that_is_imported_later_may_first_be_used_in_a_compiled_function():
+    """The compiler asks the package for it, as Python does: the graph is whole."""
+    program = """
+import torch
+import helios_fn as hf
+assert "global_norm" not in vars(hf.optim)
+norm = torch.compile(lambda tree: hf.optim.global_norm(tree), backend="eager", fullgraph=True)
+assert norm({"w": torch.ones(4)}) == 2
+"""
+    in_a_fresh_process(program)
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error():

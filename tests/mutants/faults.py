@@ -100,7 +100,7 @@ FAULTS = [
         "        return state.replace(opt_state=state.opt_state._replace(**empty)) if empty else state\n",
     ),
     Fault(
-        "only_the_last_micro_batch_counts", "helios_fn/optim/every.py",
+        "only_the_last_micro_batch_counts", "helios_fn/optim/_every.py",
         "    accumulate.add_(acc, terms)\n    return acc\n",
         "    return terms\n",
         ("tests/laws/test_accumulation.py",),
@@ -132,7 +132,7 @@ FAULTS = [
         ("tests/unit/test_loss_scale.py",),
     ),
     Fault(
-        "overflow_leaves_the_growth_of_the_scale", "helios_fn/optim/loss_scale.py",
+        "overflow_leaves_the_growth_of_the_scale", "helios_fn/optim/_loss_scale.py",
         "torch.zeros_like(state.growth), state.skipped + 1",
         "state.growth, state.skipped + 1",
         ("tests/unit/test_loss_scale.py",),

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from helios_fn import optim, random, tree
 from helios_fn.errors import NotTraceable
-from helios_fn.optim import chain, clip_by_global_norm, clip_by_value, every, loss_scaled, schedules, sgd
-from helios_fn.optim.lookahead import lookahead
+from helios_fn.optim import chain, clip_by_global_norm, clip_by_value, every, lookahead, loss_scaled, schedules, sgd
 from helios_fn.optim.skip import skip_non_finite
 from helios_fn.optim.transforms import (
     adaptive_clip,

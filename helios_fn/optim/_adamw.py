@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ..frames import border
-from .adam import AdamRule
+from ._adam import AdamRule
 from .base import Optimizer
 from .native import native
 from .rule import Mode
