@@ -57,8 +57,8 @@ def training_machine(
     must be those of the model: one run that nothing interrupted. A restart must come back to the last checkpoint,
     and a finished run must train nothing more.
 
-    With ``worlds``, one more rule: real processes carry on the run for some iterations, after which they leave or crash,
-    at most twice in an example. Each rank must then be where the model is, which trained alone.
+    With ``worlds``, one more rule: real processes carry on the run for some iterations and then leave or crash, at most
+    twice in an example. All the way each rank must be where the model is, which trained alone.
 
     For a small perceptron about three examples of up to twelve events run in a second: choose their number by
     ``training_machine(job).TestCase.settings = hypothesis.settings(max_examples=..., stateful_step_count=...)``.
@@ -77,13 +77,14 @@ def training_machine(
         ValueError: the job cannot be shared by ``worlds``; says what to set.
     """
     sizes = sizes_to_draw(job, worlds)
-    spec, job = (job, load_job(job)) if isinstance(job, str) else ("", job)
+    subject = load_job(job) if isinstance(job, str) else job
     numbers = list(workers) if make_loader is not None else [0]
     by_iterations = cadences(units=("iteration",))
-    either = by_iterations if batches_per_epoch(job) is None else cadences()
+    either = by_iterations if batches_per_epoch(subject) is None else cadences()
 
     class TrainingMachine(_Machine):
-        _spec, _job = spec, job
+        _spec = job if isinstance(job, str) else ""
+        _job = subject
         _worlds = Worlds()
         _make_loader = staticmethod(make_loader) if make_loader is not None else None
         _models: list[Model] = []  # noqa: RUF012 - made once for all examples
@@ -111,7 +112,7 @@ def training_machine(
                 self.go_to(processes, log, checkpoint, iterations, ending)
 
     # The processes stay from one example to the next, and end with the last.
-    TrainingMachine.TestCase.tearDownClass = classmethod(lambda cls: TrainingMachine._worlds.close())
+    TrainingMachine.TestCase.tearDownClass = TrainingMachine._worlds.close  # type: ignore[method-assign]
     TrainingMachine.__name__ = TrainingMachine.__qualname__ = "TrainingMachine"
     return TrainingMachine
 
@@ -166,9 +167,7 @@ class _Machine(RuleBasedStateMachine):
         self.enter(processes)
         self.changes += 1
         self.legs += 1
-        errand = Errand(
-            self._spec, str(self._root), log, checkpoint, iterations, ending, _AMBIENT + self.legs
-        )
+        errand = Errand(self._spec, str(self._root), log, checkpoint, iterations, ending, _AMBIENT + self.legs)
         try:
             passages: list[Passage] = self._worlds(carry_on, errand, processes=processes)
         except LaunchFailed as error:

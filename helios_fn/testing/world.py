@@ -95,9 +95,7 @@ def _check_drawn(spec: str, numbers: list[int], examples: int) -> None:
         whole = _run(spec, [_Leg(numbers[0])], None, worlds)
         stops = interruptions(max(1, len(whole.batches) - 1), most=_MOST_CHANGES, kinds=("leave", "crash"))
         sizes = st.lists(st.sampled_from(numbers), min_size=2, max_size=_MOST_CHANGES + 1)
-        courses = st.tuples(stops, sizes).map(
-            lambda drawn: [*map(_Leg, itertools.cycle(drawn[1]), [*drawn[0], None])]
-        )
+        courses = st.tuples(stops, sizes).map(lambda drawn: [*map(_Leg, itertools.cycle(drawn[1]), [*drawn[0], None])])
         for_all(
             courses,
             lambda legs: _compare(whole, _run(spec, legs, numbers[0], worlds), legs, numbers[0]),
