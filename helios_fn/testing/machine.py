@@ -306,7 +306,11 @@ def check_machine(
     from hypothesis.stateful import run_state_machine_as_test
 
     chosen = settings(
-        max_examples=examples, stateful_step_count=events, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=examples,
+        stateful_step_count=events,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,  # a group of verdicts would be no LawBroken
     )
     machine = training_machine(job, make_loader=make_loader, workers=workers, worlds=worlds)
     try:

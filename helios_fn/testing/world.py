@@ -176,7 +176,10 @@ def _run(spec: str, legs: Sequence[_Leg], known: int | None, call: Callable[...,
                 raise _failed(legs[:number], error, known) from error
             if isinstance(parts[0], str):
                 raise LawBroken(f"{_in_words(legs[:number])}: {parts[0]}")
-            take_in(trace, joined(parts))
+            try:
+                take_in(trace, joined(parts))
+            except LawBroken as error:
+                raise LawBroken(f"{_in_words(legs[:number])}: {error}") from None
         trace.rows = logged_rows(Path(folder))
     return trace
 

@@ -26,6 +26,7 @@ from helios_fn.testing import (
     check_order,
     check_resume,
     check_round_trip,
+    check_step,
     check_validation,
     check_workers,
     round_trip,
@@ -52,6 +53,7 @@ def parts(found):
 # The two forms
 
 FORMS = {
+    "step": lambda examples: check_step(job().step, start(), Points()[[0, 1, 2]], examples=examples),
     "resume": lambda examples: check_resume(*parts(job()), examples=examples),
     "accumulation": lambda examples: check_accumulation(*parts(job()), examples=examples),
     "counting": lambda examples: check_counting(*parts(job()), examples=examples),
