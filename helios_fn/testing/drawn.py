@@ -16,7 +16,7 @@ _MOST = 64  # values of a leaf to choose from
 
 
 class Change(NamedTuple):
-    """One element of a leaf: the leaf's number, the element's (counted on from the last to the first), its value."""
+    """One element of a leaf: the leaf's number, the element's (modulo how many there are), and its new value."""
 
     leaf: int
     element: int

@@ -12,6 +12,7 @@ from multiprocessing.connection import Client, Connection, Listener, wait
 from typing import Any, Self, cast
 
 from ..distributed import launch
+from ..distributed.environment import is_launched
 
 
 class Worlds:
@@ -32,7 +33,12 @@ class Worlds:
 
         Raises:
             LaunchFailed: a rank has raised or was lost.
+            RuntimeError: this process is itself one of several.
         """
+        if is_launched():
+            raise RuntimeError(
+                "worlds are started from a process that is alone, and this is one of torchrun's or launch's"
+            )
         if not self._worlds:
             atexit.register(self.close)
         if processes not in self._worlds:

@@ -16,23 +16,28 @@ _BEFORE = 3
 _LONG = 500
 
 
-@st.composite
 def trials(
-    draw: st.DrawFn,
     state: Any,
     batch: Any,
     batches: st.SearchStrategy[Any] | None = None,
     states: st.SearchStrategy[Any] | None = None,
-) -> Trial:
+) -> st.SearchStrategy[Trial]:
     """Batches like ``batch`` or from ``batches``, on states that ``state`` leads to or from ``states``.
 
     Shrinks towards the first samples of ``batch`` on ``state`` itself.
     """
-    made = _told(draw(batches_told(batch) if batches is None else batches))
+    return _trials(state, batch, batches_told(batch) if batches is None else batches.map(_told), states)
+
+
+@st.composite
+def _trials(
+    draw: st.DrawFn, state: Any, usual: Any, batches: st.SearchStrategy[Told], states: st.SearchStrategy[Any] | None
+) -> Trial:
+    made = draw(batches)
     if states is not None:
         return Trial(made._replace(words=f"{made.words}, on a state from states"), draw(states))
     seed = draw(st.none() | st.integers(0, 2**32 - 1))
-    return Trial(made, state, draw(st.integers(0, _BEFORE)), seed, batch)
+    return Trial(made, state, draw(st.integers(0, _BEFORE)), seed, usual)
 
 
 def batches_told(batch: Any, fewest: int | None = None, most: int | None = None) -> st.SearchStrategy[Told]:
@@ -43,8 +48,8 @@ def batches_told(batch: Any, fewest: int | None = None, most: int | None = None)
 
 @st.composite
 def _cut(draw: st.DrawFn, batch: Any, length: int, leaves: list[Choice], fewest: int | None, most: int | None) -> Cut:
-    least = min(2, length) if fewest is None else fewest
-    count = draw(st.integers(least, length if most is None else most))
+    greatest = length if most is None else min(most, length)
+    count = draw(st.integers(min(2, greatest) if fewest is None else fewest, greatest))
     first = draw(st.lists(st.integers(0, length - 1), max_size=_FIRST, unique=True))
     samples = [*first, *(each for each in range(length) if each not in first)]
     changes = []

@@ -38,9 +38,10 @@ def check_world(spec: str, *, processes: Sequence[int] = (1, 2, 4), examples: in
     Args:
         spec: ``"module:function"``, as for `check_resume_processes`; called in each process.
         processes: the numbers to compare with the first of them; none may exceed ``cfg.micro_batches``.
-        examples: ``None`` for these runs; a number for as many examples by Hypothesis (about SPEED) of
-            runs in up to three worlds, with any of ``processes`` in each, from one to the next by leaving or by a
-            crash after any iteration. The processes stay from one example to the next.
+        examples: ``None`` for these runs; a number for as many examples by Hypothesis (about two in a second for a
+            small perceptron on two cores) of runs in up to three worlds, with any of ``processes`` in each, from one to
+            the next by leaving or by a crash after any iteration. The processes stay from one example to the next, so
+            what a job keeps in them is not lost as it is in the runs above.
 
     Raises:
         LawBroken: a run differs, or fails with another number of processes; says where first, and the likely causes.
