@@ -60,7 +60,8 @@ def training_machine(
     With ``worlds``, one more rule: real processes carry on the run for some iterations and then leave or crash, at most
     twice in an example. All the way each rank must be where the model is, which trained alone.
 
-    For a small perceptron about three examples of up to twelve events run in a second, and one with worlds: choose their number by
+    For a small perceptron about three examples of up to twelve events run in a second, with other worlds one: choose
+    their number by
     ``training_machine(job).TestCase.settings = hypothesis.settings(max_examples=..., stateful_step_count=...)``.
 
     Args:
