@@ -438,8 +438,8 @@ def test_the_command_checks_all_laws(spec, capsys):
 
 def test_the_command_takes_a_number_of_examples(spec, capsys):
     """For all laws alike."""
-    assert main([spec, "--laws", "order,round_trip,resume", "--examples", "2"]) == 0
-    assert capsys.readouterr().out.count(": holds") == 3
+    assert main([spec, "--laws", "step,order,round_trip,resume", "--examples", "2"]) == 0
+    assert capsys.readouterr().out.count(": holds") == 4
     with pytest.raises(SystemExit):
         main([spec, "--examples", "none"])
     assert "write a number of examples" in capsys.readouterr().err

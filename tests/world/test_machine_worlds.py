@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import Phase, settings
 
 import helios_fn as hf
-from helios_fn.testing import Job, LawBroken, LawDoesNotApply
-from helios_fn.testing.catalogue import LAWS
+from helios_fn.testing import Job, LawBroken
+from helios_fn.testing.__main__ import main
 from helios_fn.testing.machine import check_machine, training_machine
 from helios_fn.testing.pool import Worlds
-from helios_fn.testing.spec import Subject
 
 from . import worldly
 
@@ -98,11 +98,15 @@ def test_without_other_worlds_there_is_no_such_rule():
     assert hasattr(training_machine(f"{JOBS}:small", worlds=(2,)), "change_world")
 
 
-def test_the_law_by_name_takes_processes():
-    """For the command and the plugin; it does not apply where there is nothing to share."""
-    LAWS["machine"](Subject(f"{JOBS}:small"), processes=(1, 2), examples=1)
-    with pytest.raises(LawDoesNotApply, match=r"its world cannot be changed: .* set micro_batches"):
-        LAWS["machine"](Subject(f"{JOBS}:without_micro_batches"), processes=(1, 2), examples=1)
+def test_the_command_takes_numbers_of_processes_for_both_laws(capsys):
+    """They do not apply where there is nothing to share."""
+    options = ["--processes", "1,2", "--examples", "1"]
+    assert main([f"{JOBS}:small", "--laws", "world,machine", *options]) == 0
+    assert capsys.readouterr().out == "world: holds\nmachine: holds\n"
+    assert main([f"{JOBS}:without_micro_batches", "--laws", "world,machine", *options]) == 0
+    told = capsys.readouterr().out
+    assert "world: does not apply\nthe law holds for a fixed number of micro-batches" in told
+    assert "machine: does not apply\nits world cannot be changed: the law holds for a fixed number" in told
 
 
 # The processes
@@ -112,8 +116,10 @@ def who(word: str) -> tuple[int, int, str, str]:
     return os.getpid(), os.getppid(), os.environ["RANK"] + "/" + os.environ["WORLD_SIZE"], word
 
 
-def fails_on(rank: str) -> str:
+def fails(rank: str, how: str) -> str:
     if os.environ["RANK"] == rank:
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
         raise KeyError("no such column")
     return "well"
 
@@ -136,14 +142,24 @@ def test_the_processes_of_a_world_stay():
         assert not alive(pid)
 
 
-def test_a_rank_that_fails_ends_its_world_and_the_next_call_has_another():
+@pytest.mark.parametrize(
+    ("how", "told"), [("raises", "raised KeyError: 'no such column'"), ("dies", "was killed by SIGKILL")]
+)
+def test_a_rank_that_fails_ends_its_world_and_the_next_call_has_another(how: str, told: str):
     """It is told as `launch` tells it."""
     with Worlds() as worlds:
         before = worlds(who, "a", processes=2)
-        with pytest.raises(hf.LaunchFailed, match="rank 1 of 2 raised KeyError: 'no such column'"):
-            worlds(fails_on, "1", processes=2)
+        with pytest.raises(hf.LaunchFailed, match=f"rank 1 of 2 {told}"):
+            worlds(fails, "1", how, processes=2)
         after = worlds(who, "b", processes=2)
     assert not {each[0] for each in before} & {each[0] for each in after}
+
+
+def test_one_of_several_processes_starts_no_worlds(monkeypatch):
+    """It would wait for ranks that never come."""
+    monkeypatch.setenv("RANK", "0")
+    with Worlds() as worlds, pytest.raises(RuntimeError, match="from a process that is alone"):
+        worlds(who, "a", processes=2)
 
 
 def alive(pid: int) -> bool:
