@@ -20,15 +20,15 @@ from .spec import Subject
 from .trace import Job
 from .validation import check_validation
 from .verdicts import LawDoesNotApply
-from .world import check_world
+from .world import check_world, unshared
 
 _WORLDS = (1, 2, 4)
 _ORDERS_OF_EVENTS = 20
 
 
-def _step(subject: Subject) -> None:
-    """On the first batch the step is pure, deterministic and finite."""
-    check_first_step(subject.job())
+def _step(subject: Subject, *, examples: int | None = None) -> None:
+    """On the first batch (and generated ones) the step is pure, deterministic and finite."""
+    check_first_step(subject.job(), examples)
 
 
 def _resume(subject: Subject, *, stops: Stops | None = None, examples: int | None = None) -> None:
@@ -52,18 +52,16 @@ def _workers(subject: Subject, *, workers: Sequence[int] | None = None, examples
     check_workers(job.step, job.state, _by_workers(job), job.cfg, workers=numbers, examples=examples, **job.keywords)
 
 
-def _world(subject: Subject, *, processes: Sequence[int] | None = None) -> None:
+def _world(subject: Subject, *, processes: Sequence[int] | None = None, examples: int | None = None) -> None:
     """The number of processes that share the work changes no bit."""
     spec, cfg = subject.spec(), subject.job().cfg
-    if cfg.micro_batches is None or cfg.reduction != "tree":
-        raise LawDoesNotApply(
-            "the law holds for a fixed number of micro-batches per iteration that are summed as a tree: set "
-            "micro_batches in cfg, and leave its reduction as it is"
-        )
-    numbers = [each for each in _WORLDS if each <= cfg.micro_batches] if processes is None else processes
-    if processes is None and len(numbers) < 2:
-        raise LawDoesNotApply("an iteration of one micro-batch cannot be shared: set micro_batches in cfg to 2 or more")
+    numbers = [each for each in _WORLDS if each <= (cfg.micro_batches or 1)] if processes is None else processes
+    reason = unshared(cfg)
+    if reason is not None:
+        raise LawDoesNotApply(reason)
     check_world(spec, processes=numbers)
+    if examples is not None:  # not instead: these keep their processes, and so what is kept in one is not lost
+        check_world(spec, processes=numbers, examples=examples)
 
 
 def _round_trip(subject: Subject, *, examples: int | None = None) -> None:
@@ -102,8 +100,14 @@ def _accumulation(subject: Subject, *, examples: int | None = None) -> None:
     check_accumulation(job.step, job.state, job.loader, job.cfg, examples=examples)
 
 
-def _machine(subject: Subject, *, workers: Sequence[int] | None = None, examples: int | None = None) -> None:
-    """In any order of events (train, crash, leave, restart) the run is where a plain model says."""
+def _machine(
+    subject: Subject,
+    *,
+    workers: Sequence[int] | None = None,
+    processes: Sequence[int] | None = None,
+    examples: int | None = None,
+) -> None:
+    """In any order of events (train, crash, leave, restart, change the world) the run is where a plain model says."""
     try:
         needed_hypothesis()
     except ImportError as error:
@@ -111,10 +115,16 @@ def _machine(subject: Subject, *, workers: Sequence[int] | None = None, examples
     from .machine import check_machine
 
     job, examples = subject.job(), _ORDERS_OF_EVENTS if examples is None else examples
-    if workers is None:
-        check_machine(job, examples=examples)
-    else:
-        check_machine(job, make_loader=_by_workers(job), workers=workers, examples=examples)
+    reason = None if processes is None else unshared(job.cfg)
+    if reason is not None:
+        raise LawDoesNotApply(f"its world cannot be changed: {reason}")
+    check_machine(
+        job if processes is None else subject.spec(),
+        make_loader=None if workers is None else _by_workers(job),
+        workers=(0, 1, 2) if workers is None else workers,
+        worlds=(1,) if processes is None else processes,
+        examples=examples,
+    )
 
 
 def _by_workers(job: Job) -> Callable[[int], Loader]:

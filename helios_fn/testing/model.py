@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import driver, random
-from ..types import Observer, Reason
-from .digests import Digests, leaf_digests
+from ..types import Counters, Cursor, Observer, Reason
+from .digests import Digests, differing, leaf_digests
 from .folders import temporary_folder
 from .laws import whole_run
 from .trace import Job
+from .verdicts import LawBroken
+
+_SHOWN = 8
+
+
+class Place(NamedTuple):
+    """Where a run is after an iteration: its cursor and counters, and the leaves of its state (see `digests_of`)."""
+
+    cursor: Cursor
+    counters: Counters
+    digests: Digests
+
+    @classmethod
+    def of(cls, state: Any) -> Place:
+        """Where a run with this state is."""
+        return cls(state.cursor, state.counters, digests_of(state))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +47,29 @@ class Model:
     def last(self) -> int:
         """The number of iterations of the whole run."""
         return len(self.places) - 1
+
+    def check(self, at: Place, before: str = "") -> None:
+        """Check that a run is where this one was after as many iterations, in place and in bits.
+
+        Raises:
+            LawBroken: it is not; ``before`` begins the message.
+        """
+        iteration = at.counters.iteration
+        if iteration > self.last:
+            raise LawBroken(
+                f"{before}the run goes on in iteration {iteration}; without interruptions it ends after {self.last}"
+            )
+        if (at.cursor, at.counters) != self.places[iteration]:
+            raise LawBroken(
+                f"{before}after iteration {iteration} the run is at {at.cursor}, {at.counters}; without interruptions "
+                f"at {self.places[iteration]}"
+            )
+        lines = differing(self.digests[iteration], at.digests)
+        if lines:
+            listed = "".join(f"\n  {line}" for line in lines[:_SHOWN])
+            raise LawBroken(
+                f"{before}after iteration {iteration} the state is not that of the run without interruptions:{listed}"
+            )
 
 
 def model_of(job: Job) -> Model:

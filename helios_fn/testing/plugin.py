@@ -9,7 +9,8 @@ Where helios_fn is installed, pytest knows the marker; in a test file::
 gives the tests ``test_training[step]``, ``test_training[resume]`` and ``test_training[workers]``. ``job`` may be a
 function too. ``laws`` are names that ``python -m helios_fn.testing --help`` explains, or ``"all"``; by default
 ``step`` and ``resume``. A law that says nothing about the job is skipped, with the reason. The marker also takes the
-options that laws have: ``stops``, ``examples``, ``workers=(0, 2)`` and ``processes=(1, 2)``.
+options that laws have: ``stops``, ``examples``, ``workers=(0, 2)`` and ``processes=(1, 2)``, with which the machine
+changes the world too.
 
 The environment variable HELIOS_FN_PROFILE (``dev``, ``ci``, ``nightly``) says how hard to look; where it is set,
 Hypothesis gets its settings from it too. Nothing is pinned unless it is asked for: a law should hold under the

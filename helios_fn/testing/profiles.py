@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hypothesis import settings
 
 VARIABLE = "HELIOS_FN_PROFILE"
+_WORLDLY = 4
 
 
 class Profile(NamedTuple):
@@ -43,6 +44,8 @@ class Profile(NamedTuple):
         """What a law is given by default, if it takes it."""
         if law == "processes":  # each stop costs the start of a process
             return {"stops": usual_stops if self.stops is None else None}
+        if law == "world":  # each example costs a few runs of other processes
+            return {"examples": self.generated and max(1, self.generated // _WORLDLY)}
         return {"stops": self.stops_of, "examples": self.generated}
 
 

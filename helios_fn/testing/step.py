@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import random, tree
 from ..driver.guard import PurityGuard
+from ..errors import PurityError
 from ..finiteness import all_finite
 from ..nn import LossFn, gradients_of, microsteps
 from ..optim import loss_scale
 from ..random.ambient import seed
 from ..state import TrainState
 from ..step import MadeStep
+from .examples import check_count, for_all, needed_hypothesis
 from .verdicts import LawBroken
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+    from .drawn import Trial
 
 _SHOWN = 8
 _REFUSAL = " does not have a deterministic implementation"
@@ -33,6 +40,9 @@ def check_step(
     except_for: Sequence[str] = (),
     non_negative: Sequence[str] = (),
     deterministic_kernels: bool = True,
+    examples: int | None = None,
+    batches: SearchStrategy[Any] | None = None,
+    states: SearchStrategy[TrainState] | None = None,
 ) -> TrainState:
     """Check a step on one batch, and return the state it gives.
 
@@ -58,12 +68,20 @@ def check_step(
         non_negative: names of metrics that promise to be at least 0, such as ``["loss"]``.
         deterministic_kernels: look for kernels that give other bits from time to time on the same input, by
             ``torch.use_deterministic_algorithms``. A compiled step is left out: it would be compiled once more.
+        examples: ``None`` for this batch alone; a number for as many examples by Hypothesis besides (about a
+            hundred in a second for a small model), of other batches on other states. There the step must not fail, must
+            be pure and deterministic, give finite values and the same metrics, and keep the promises of
+            ``non_negative``. What gradients and updates are expected is asked of the given batch alone.
+        batches: where those batches come from. Default: `strategies.batches_like` of ``batch``, which makes them of its
+            samples, in other numbers and with other values. For batches from a spec there is `strategies.batches`.
+        states: where those states come from. Default: ``state`` after up to three iterations, also with other keys.
 
     Raises:
         PurityError, TypeError: the step breaks its contract; names the leaf and the remedy.
         LawBroken: two calls differ, a kernel is not deterministic, a loss or gradient is not finite, a metric is
             negative, or parameters have no gradient or did not change; names the leaf, the metric or the kernel.
-        ValueError: a name is not known, or gradients are expected of a hand-written step without ``loss_fn``.
+        ValueError: a name is not known, gradients are expected of a hand-written step without ``loss_fn``, or the batch
+            cannot be made into others.
 
     Example:
         >>> from helios_fn.testing import check_step
@@ -76,6 +94,9 @@ def check_step(
             ...
         helios_fn.errors.PurityError: the step wrote to its input at params['w']: it must return...
     """
+    check_count(examples)
+    if examples is None and (batches is not None or states is not None):
+        raise ValueError("batches and states are where examples come from: say how many, by examples=")
     names = _checked_names(state.params, except_for)
     expected = [name for name in names if name not in except_for]
     gradients = _gradients(step, loss_fn) if expect_gradients or loss_fn is not None else None
@@ -92,7 +113,49 @@ def check_step(
         _check_gradients(dict(zip(names, tree.leaves(grads), strict=True)), expected)
     if expect_updates:
         _check_updates(dict(zip(names, _pairs(state, after), strict=True)), expected)
+    if examples is None:
+        return after
+
+    def holds(other: TrainState, batch: Any) -> None:
+        one, two = _two_calls(step, other, batch)
+        _check_same(one, two)
+        _check_names(after, one)
+        _check_metrics(one, non_negative)
+        _check_finite(other, one, None if gradients is None else gradients(other, batch), names)
+
+    _check_drawn(holds, step, state, batch, batches, states, examples)
     return after
+
+
+def _check_drawn(
+    holds: Callable[[TrainState, Any], None],
+    step: Callable[[Any, Any], Any],
+    state: TrainState,
+    batch: Any,
+    batches: SearchStrategy[Any] | None,
+    states: SearchStrategy[TrainState] | None,
+    examples: int,
+) -> None:
+    """The law on other batches and states."""
+    needed_hypothesis()
+    from .trials import trials
+
+    def tried(trial: Trial) -> None:
+        try:
+            with random.preserved_globals():
+                holds(trial.state(step), trial.batch)
+        except LawBroken as error:
+            raise LawBroken(f"on {trial}: {error}") from error.__cause__
+        except PurityError:
+            raise
+        except Exception as error:
+            raise LawBroken(
+                f"the step fails on {trial}; on the batch that was handed over it does not: {type(error).__name__}: "
+                f"{error}\nA loader may deliver such a batch: its last one has fewer samples, and values vary. Where "
+                "yours never does, hand over batches= that it does deliver"
+            ) from error
+
+    for_all(trials(state, batch, batches, states), tried, examples)
 
 
 def _checked_names(params: Any, except_for: Sequence[str]) -> list[str]:
@@ -132,6 +195,14 @@ def _check_same(one: TrainState, other: TrainState) -> None:
             f"two calls of the step on the same input differ in {counted}:\n{shown}\nThe step keeps "
             "something outside the TrainState (an attribute, a global, a closure), or draws from the clock or a "
             "generator of its own: put it into state.extra, or draw by hf.step_key(state, 'name')"
+        )
+
+
+def _check_names(first: TrainState, other: TrainState) -> None:
+    if {*first.metrics} != {*other.metrics}:
+        raise LawBroken(
+            f"the step gives the metrics {[*other.metrics]}, and {[*first.metrics]} on the batch that was handed over: "
+            "their names may not change during a run"
         )
 
 

@@ -6,8 +6,8 @@ For most purposes the keyword ``examples`` of a law is all that is needed. These
     from helios_fn.testing import check_step, strategies as hst
 
     @given(hst.batches({"x": hst.Leaf(3), "y": hst.Leaf(dtype=torch.int64, below=2)}))
-    def test_my_step_is_pure_on_any_batch(batch):
-        check_step(step, state, batch)
+    def test_my_loss_is_below_ten_on_any_batch(batch):
+        assert check_step(step, state, batch).metrics["loss"] < 10
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ..config import Every, RunConfig
 from ..state import TrainState
 from ..types import UnitName
 from .interrupt import KINDS, Kind, Stop
+from .trials import batches_told
 
 
 def interruptions(iterations: int, *, most: int = 3, kinds: Sequence[Kind] = KINDS) -> st.SearchStrategy[list[Stop]]:
@@ -81,6 +82,24 @@ def batches(draw: st.DrawFn, spec: Any, *, min_size: int = 1, max_size: int = 8)
     samples = draw(st.integers(min_size, max_size))
     found, structure = tree.flatten(_boxed(spec))
     return tree.unflatten(structure, [draw(_tensors(box.leaf, samples)) for box in found])
+
+
+def batches_like(batch: Any, *, fewest: int | None = None, most: int | None = None) -> st.SearchStrategy[Any]:
+    """Batches made of the samples of another one: some of them, each once, in any order.
+
+    In up to three places a number is changed: a float to any between the least and the greatest of its leaf, an integer
+    (or a float, where all are whole) to another one of its leaf. So labels stay labels, and masks masks.
+    Of `helios_fn.MicroBatches` each is made so. Shrinks towards the first samples as they are.
+
+    Args:
+        batch: its leaves are tensors and arrays of one length.
+        fewest: samples; by default 2, and 1 where ``batch`` has no more.
+        most: samples; by default as many as ``batch`` has.
+
+    Raises:
+        ValueError: its leaves are of no one length; names one.
+    """
+    return batches_told(batch, fewest, most).map(lambda told: told.batch)
 
 
 class _Box:

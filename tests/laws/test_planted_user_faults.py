@@ -1,4 +1,7 @@
-"""Faults in the user's own code are named, by law and by cause; see `tests.laws.user_faults` for the table."""
+"""Faults in the user's own code are named, by law and by cause, and correct jobs are not accused.
+
+The tables are `tests.laws.user_faults` and `tests.laws.user_jobs`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from helios_fn.testing import LawBroken, processes
 
 from ..forked import run
 from .user_faults import FAULTS, Fault
+from .user_jobs import JOBS
+from .user_laws import laws
 
 WITHIN = [fault for fault in FAULTS if not fault.apart]
 
@@ -47,3 +52,26 @@ def test_the_table_of_planted_faults(capsys):
     with capsys.disabled():
         print("\n" + "\n".join(lines) + f"\n{named} of {len(FAULTS)} named with law and cause")
     assert named >= 0.9 * len(FAULTS)
+
+
+@pytest.mark.soak
+def test_the_table_of_correct_jobs(capsys):
+    """All jobs under all laws that say something about them, in the forms that look hardest: none is accused."""
+    with capsys.disabled():
+        print()
+        accused = {name: verdicts for name in JOBS if (verdicts := accusations(name))}
+        print(f"{len(accused)} of {len(JOBS)} correct jobs accused")
+    assert not accused
+
+
+def accusations(name: str) -> dict[str, str]:
+    """Print what was checked of one job, and return the verdicts of the laws that accuse it."""
+    begun, verdicts, checks = time.perf_counter(), {}, laws(name)
+    for law, check in checks.items():
+        try:
+            check()
+        except Exception as error:
+            verdicts[law] = f"{type(error).__name__}: {error}"
+    outcome = "not accused" if not verdicts else f"ACCUSED by {', '.join(verdicts)}"
+    print(f"{name:38} {outcome:12} {time.perf_counter() - begun:6.1f} s  {' '.join(checks)}", flush=True)
+    return verdicts

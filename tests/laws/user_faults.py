@@ -31,7 +31,9 @@ from helios_fn.testing import (
     check_round_trip,
     check_step,
     check_validation,
+    check_world,
 )
+from helios_fn.testing.machine import check_machine
 from helios_fn.types import Delivery
 
 from .user_parts import OPTIMIZER, Points, evaluate, job, loss_fn, start
@@ -552,3 +554,88 @@ def a_set_as_the_order_of_the_data():
 @planted("resume_processes", "names hash", apart=True)
 def a_hash_of_a_name_as_a_feature():
     processes("hash_as_feature")
+
+
+# On other batches than the first
+
+
+@planted("step", "the step fails on a batch of", "its last one has fewer samples")
+def a_batch_size_written_into_the_step():
+    def folded(params, buffers, batch, key):
+        return loss_fn(params, buffers, {**batch, "x": batch["x"].reshape(2, 2, 3).flatten(0, 1)}, key)
+
+    check_step(hf.make_step(folded, OPTIMIZER), start(), Points()[[0, 1, 2, 3]], examples=20)
+
+
+@planted("step", "metrics['loss'] is", "a batch of 2 samples")
+def a_division_by_what_may_be_zero():
+    def spread(params, buffers, batch, key):
+        loss, aux = loss_fn(params, buffers, batch, key)
+        return loss / batch["y"].diff().abs().min(), aux
+
+    check_step(hf.make_step(spread, OPTIMIZER), start(), Points()[[0, 1, 2, 3]], examples=300)
+
+
+# In other worlds
+
+
+def shared(step) -> Job:
+    return job(step, cfg={"micro_batches": 3, "total": 4})
+
+
+def moved(state, amount: float):
+    return state.replace(params={**state.params, "b": state.params["b"] + amount})
+
+
+def noise_by_rank() -> Job:
+    def step(state, batch):
+        rank = int(os.environ.get("RANK", "0"))
+        return moved(PLAIN(state, batch), float(torch.randn((), generator=torch.Generator().manual_seed(rank))))
+
+    return shared(step)
+
+
+def rate_by_world() -> Job:
+    def step(state, batch):
+        return moved(PLAIN(state, batch), 0.01 * int(os.environ.get("WORLD_SIZE", "1")))
+
+    return shared(step)
+
+
+def share_in_a_metric() -> Job:
+    def step(state, batch):
+        new = PLAIN(state, batch)
+        return new.replace(metrics={**new.metrics, "micro_batches": torch.tensor(float(len(batch.items)))})
+
+    return shared(step)
+
+
+def warm_up_after_a_restart() -> Job:
+    begun = []
+
+    def step(state, batch):
+        begun.append(state.counters.iteration)
+        late = begun[0] > 0 and len(begun) == 1 and os.environ.get("WORLD_SIZE", "1") != "1"
+        return moved(PLAIN(state, batch), 0.01 * late)
+
+    return shared(step)
+
+
+@planted("world", "2 processes: the processes hold different states", "names os.environ")
+def noise_drawn_by_the_rank():
+    check_world(f"{__name__}:noise_by_rank", processes=(1, 2))
+
+
+@planted("world", "a run of 2 processes differs from one of 1 process", "names os.environ", apart=True)
+def a_rate_by_the_number_of_processes():
+    check_world(f"{__name__}:rate_by_world", processes=(1, 2))
+
+
+@planted("world", "then 2 processes, differs from one of 1 process", "names os.environ", apart=True)
+def a_warm_up_after_each_restart_of_several_processes():
+    check_world(f"{__name__}:warm_up_after_a_restart", processes=(1, 2), examples=30)
+
+
+@planted("machine", "the world was changed from 1 to 2 processes", "metrics['micro_batches']", apart=True)
+def a_metric_of_the_share_of_one_process():
+    check_machine(f"{__name__}:share_in_a_metric", worlds=(1, 2), examples=20)

@@ -192,3 +192,25 @@ def an_end_by_the_state() -> Job:
         should_stop=lambda state: "good enough" if float(state.metrics["loss"]) < 1.0 else False,
         cfg={"validate_every": 2, "total": 12},
     )
+
+
+@correct
+def one_job_for_several_processes() -> Job:
+    return job(cfg={"micro_batches": 3})
+
+
+@correct
+def noise_by_key_in_several_processes() -> Job:
+    """Each micro-batch has its own key, whoever has the micro-batch."""
+
+    def noisy(params, buffers, batch, key):
+        return loss_fn(params, buffers, {**batch, "x": batch["x"] + 0.1 * torch.randn_like(batch["x"])}, key)
+
+    return job(loss=noisy, cfg={"micro_batches": 2, "total": 5})
+
+
+SHARED = {
+    make.__name__.replace("_", " "): f"{__name__}:{make.__name__}"
+    for make in (one_job_for_several_processes, noise_by_key_in_several_processes)
+}
+"""Where other processes find the jobs that they can share."""

@@ -26,6 +26,7 @@ from helios_fn.testing import (
     check_order,
     check_resume,
     check_round_trip,
+    check_step,
     check_validation,
     check_workers,
     round_trip,
@@ -52,6 +53,7 @@ def parts(found):
 # The two forms
 
 FORMS = {
+    "step": lambda examples: check_step(job().step, start(), Points()[[0, 1, 2]], examples=examples),
     "resume": lambda examples: check_resume(*parts(job()), examples=examples),
     "accumulation": lambda examples: check_accumulation(*parts(job()), examples=examples),
     "counting": lambda examples: check_counting(*parts(job()), examples=examples),
@@ -436,8 +438,8 @@ def test_the_command_checks_all_laws(spec, capsys):
 
 def test_the_command_takes_a_number_of_examples(spec, capsys):
     """For all laws alike."""
-    assert main([spec, "--laws", "order,round_trip,resume", "--examples", "2"]) == 0
-    assert capsys.readouterr().out.count(": holds") == 3
+    assert main([spec, "--laws", "step,order,round_trip,resume", "--examples", "2"]) == 0
+    assert capsys.readouterr().out.count(": holds") == 4
     with pytest.raises(SystemExit):
         main([spec, "--examples", "none"])
     assert "write a number of examples" in capsys.readouterr().err

@@ -167,7 +167,9 @@ def test_all_laws_are_asked_for_by_one_word():
     taken = {law.name: law.options for law in laws}
     assert all(taken[name].get("examples", 3) == 3 for name in LAWS)
     assert len(taken["resume"]["stops"](20)) == 9
-    assert "examples" not in taken["step"]
+    assert "examples" not in taken["processes"]
+    assert profiles.PROFILES["ci"].options("world") == {"examples": 5}
+    assert profiles.PROFILES["dev"].options("world") == {"examples": None}
     assert {option for name in LAWS for option in options_of(name)} == {"stops", "examples", "workers", "processes"}
 
 

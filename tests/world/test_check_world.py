@@ -9,10 +9,11 @@ from helios_fn.testing import JobFailed, LawBroken, check_world
 JOBS = "tests.world.worldly"
 
 
-def verdict(job: str, kind: type[Exception], processes=(1, 2)) -> str:
+def verdict(job: str, kind: type[Exception], processes=(1, 2), **keywords) -> str:
+    """The message, and what Hypothesis has noted."""
     with pytest.raises(kind) as caught:
-        check_world(f"{JOBS}:{job}", processes=processes)
-    return str(caught.value)
+        check_world(f"{JOBS}:{job}", processes=processes, **keywords)
+    return "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
 
 
 def test_a_sound_job_keeps_the_law():
@@ -48,3 +49,41 @@ def test_without_a_fixed_number_of_micro_batches_there_is_no_law():
 @pytest.mark.parametrize("processes", [(), (2,), (2, 2), (0, 1), (1, True, 2.5)])
 def test_there_must_be_numbers_to_compare(processes):
     assert "at least two different numbers" in verdict("sound", ValueError, processes)
+
+
+@pytest.mark.parametrize(("examples", "error"), [(0, ValueError), (True, TypeError)])
+def test_a_number_of_examples_that_is_none_is_refused(examples, error):
+    """As by all laws."""
+    assert "examples must be" in verdict("small", error, examples=examples)
+
+
+def test_a_sound_job_keeps_the_law_in_generated_courses():
+    """Through worlds of any size, by leaving and by crashes."""
+    check_world(f"{JOBS}:sound", processes=(1, 2), examples=4)
+
+
+@pytest.mark.soak
+def test_a_sound_job_keeps_the_law_in_many_courses():
+    """More of them, and more processes."""
+    check_world(f"{JOBS}:sound", processes=(1, 2, 4), examples=60)
+
+
+@pytest.mark.soak
+def test_the_falling_course_of_the_quick_form_does_not_meet_every_fault():
+    """From two to one, nobody sees what two do that did not begin the run."""
+    check_world(f"{JOBS}:warms_up_again", processes=(1, 2))
+
+
+def test_generated_courses_find_what_happens_when_a_world_grows():
+    """The shortest course is shown, where it parts, and what the step knows of its process."""
+    found = verdict("warms_up_again", LawBroken, examples=12)
+    assert " up to iteration 1" in found
+    assert "then 2 processes, differs from one of 1 process" in found
+    assert "names os.environ, which depends on the process" in found
+    assert "_Leg(processes=2, stop=None)" in found
+
+
+def test_a_metric_of_ones_own_share_is_found_by_its_rank():
+    """It is right alone, and on rank 0."""
+    found = verdict("counts_its_share", LawBroken, examples=4)
+    assert "metrics['begin']" in found
