@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from .. import accumulate, tree
-from ..distributed.buckets import Bucket, buckets, packed, spread
-from ..distributed.reduction import Term
+from ..distributed.buckets import buckets
+from ..distributed.reduction import Block, Term
+from ..distributed.rooms import Loose, Packing
+from ..signature import Signature
 from ..tracing import is_traced
 from ..types import Json, Tree
 from .report import Weight
@@ -80,7 +82,8 @@ class Layout:
     a message needs no copy.
 
     The layout is fixed by the first result. Buffers that it returns unchanged (the very tensors of the state, as frozen
-    weights are) cost nothing.
+    weights are) cost nothing. What was found out about the results of one iteration mostly holds for the next: see
+    `kept` and `again`.
 
     Args:
         facts: what the first result looks like.
@@ -105,9 +108,12 @@ class Layout:
         changed = [at for at in range(len(self._old)) if at not in facts.unchanged]
         self._floating = [at for at in changed if _is_floating(self._old[at])]
         self._other = [at for at in changed if not _is_floating(self._old[at])]
-        self._forms = _in_form_of(tree.leaves(params), leaves)
-        self._packs = not is_traced() and all(map(_is_plain, [*leaves, *(self._old[at] for at in changed)]))
-        self._buckets: list[Bucket] = []
+        held = tree.leaves(params)
+        self._forms = _in_form_of(held, leaves)
+        olds = [self._old[at] for at in changed]
+        self._packs = not is_traced() and all(map(_is_plain, [*leaves, *olds]))
+        self._packing: Packing | None = None
+        self._like = Signature([*held, *olds]) if self._packs and all(map(_is_plain, held)) else None
 
     @classmethod
     def of(cls, first: Mean, index: int, params: Tree, buffers: Tree) -> Self:
@@ -121,8 +127,50 @@ class Layout:
         same = frozenset(at for at, (leaf, old) in enumerate(zip(new, layout._old, strict=True)) if leaf is old)
         return cls(layout.facts._replace(unchanged=same), first.grads, params, buffers) if same else layout
 
-    def term(self, result: Mean, index: int) -> Term:
-        """The weighted term of micro-batch ``index``, in new tensors.
+    def kept(self) -> Layout | None:
+        """The layout without the tensors of this iteration; ``None`` where it is not to be used `again`."""
+        if self._packing is None or self._like is None:
+            return None
+        kept = self._renewed(self.facts, [], None if self._empty is None else {})
+        kept._forms = []
+        return kept
+
+    def again(self, first: Mean, index: int, params: Tree, buffers: Tree) -> Layout | None:
+        """The layout of another iteration, if it is as `of` would find it; else ``None``."""
+        facts, like = self.facts, self._like
+        if like is None or sorted(first.metrics) != facts.names or (self._empty is None) is _is_empty(buffers):
+            return None
+        grads, spec = self._flatten_grads(first.grads)
+        dtypes = [leaf.dtype for leaf in _scalars(first, facts.names)], [leaf.dtype for leaf in grads]
+        if spec != self._grad_spec or dtypes != (facts.scalar_dtypes, facts.grad_dtypes):
+            return None
+        old: list[Any] = []
+        if self._empty is None:
+            old, spec = self._flatten_buffers(buffers)
+            new, new_spec = self._flatten_buffers(first.buffers)
+            if spec != self._buffer_spec or new_spec != spec:
+                return None
+            if facts.unchanged != {at for at, (leaf, was) in enumerate(zip(new, old, strict=True)) if leaf is was}:
+                return None
+        olds = [old[at] for at in range(len(old)) if at not in facts.unchanged]
+        if not all(map(_is_plain, grads)) or not like.matches([*tree.leaves(params), *olds]):
+            return None
+        facts = facts if facts.index == index else facts._replace(index=index)
+        return self._renewed(facts, old, None if self._empty is None else buffers)
+
+    def _renewed(self, facts: Facts, old: list[Any], empty: Tree) -> Layout:
+        new = object.__new__(Layout)
+        new.__dict__.update(self.__dict__)
+        new.facts, new._old, new._empty = facts, old, empty
+        return new
+
+    def give_back(self, blocks: list[Block]) -> None:
+        """Keep the memory of these sums for the next iteration: nobody needs them any more."""
+        if self._packing is not None:
+            self._packing.give_back([block.term for block in blocks])
+
+    def term(self, result: Mean, index: int) -> Term | Loose:
+        """The weighted term of micro-batch ``index``. It may have no memory of its own yet: push it into a sum.
 
         Raises:
             ValueError: the result does not fit the layout.
@@ -153,19 +201,16 @@ class Layout:
         scalars, grads, changes = (accumulate.scale(group, weight) for group in groups[:3])
         return [[_as_tensor(weight), *scalars], grads, changes, accumulate.scale(groups[3], 1 if index == 0 else 0)]
 
-    def _packed(self, groups: list[list[torch.Tensor]], weight: Weight, weight_of_others: int) -> Term:
+    def _packed(self, groups: list[list[torch.Tensor]], weight: Weight, weight_of_others: int) -> Loose:
         *floating, others = groups
         # One times the weight is the weight: so it need not be told from what is multiplied by it.
         leaves = [_one(weight), *(leaf for group in floating for leaf in group), *others]
-        if not self._buckets:
+        if self._packing is None:
             old = [self._old[at] for at in (*self._floating, *self._other)]
             forms = [_one(weight), *floating[0], *self._forms, *old]
             dtypes = [accumulate.accumulator_dtype(leaf) for leaf in leaves]
-            self._buckets = buckets(forms, dtypes=dtypes, in_memory_order=True)
-        flats = packed(self._buckets, leaves)
-        for bucket, flat in zip(self._buckets, flats, strict=True):
-            accumulate.scale_(flat, weight if bucket.is_floating else weight_of_others)
-        return [flats]
+            self._packing = Packing(buckets(forms, dtypes=dtypes, in_memory_order=True), leaves)
+        return Loose(self._packing, leaves, weight, weight_of_others)
 
     def empty_term(self, params: Tree) -> Term:
         """A term like those of `term`, of zeros, on the devices of ``params``; for a process without a micro-batch."""
@@ -176,7 +221,7 @@ class Layout:
         grads = [torch.empty_like(leaf, dtype=dtype) for leaf, dtype in zip(leaves, facts.grad_dtypes, strict=True)]
         if self._packs:
             old = [[self._old[at] for at in group] for group in (self._floating, self._other)]
-            return self._packed([scalars, grads, *old], 0, 0)
+            return self._packed([scalars, grads, *old], 0, 0).packed()
         return [
             [_as_tensor(torch.zeros((), device=device)), *accumulate.zeros(scalars)],
             accumulate.zeros(grads),
@@ -203,16 +248,18 @@ class Layout:
 
     def _divided(self, total: Term) -> tuple[Weight, Term]:
         """The total weight, and the groups of a sum: all but the other buffers divided by it."""
-        if not self._packs:
+        packing = self._packing
+        if packing is None:
             (weights, *scalars), grads, changes, others = total
             weight = _known(weights)
             return weight, [*(accumulate.divide(group, weight) for group in (scalars, grads, changes)), others]
-        packs = list(zip(self._buckets, total[0], strict=True))
+        # Nothing of the sum itself is handed on: its memory serves again.
+        packs = list(zip(packing.buckets, total[0], strict=True))
         weight = _known(next(flat[0] for bucket, flat in packs if bucket.places[0] == 0))
         # Whole vectors are divided, not the leaves in them one by one.
         quotients = iter(accumulate.divide([flat for bucket, flat in packs if bucket.is_floating], weight))
-        flats = [next(quotients) if bucket.is_floating else flat for bucket, flat in packs]
-        leaves = iter(spread(self._buckets, flats)[1:])
+        flats = [next(quotients) if bucket.is_floating else flat.clone() for bucket, flat in packs]
+        leaves = iter(packing.leaves(flats)[1:])
         sizes = (len(self.facts.scalar_dtypes), len(self.facts.grad_dtypes), len(self._floating), len(self._other))
         return weight, [list(itertools.islice(leaves, size)) for size in sizes]
 
@@ -248,7 +295,9 @@ def _cast(leaves: list[torch.Tensor], dtypes: list[torch.dtype]) -> list[torch.T
 
 
 def _known(weight: torch.Tensor) -> Weight:
-    return weight if is_traced() or weight.device.type != "cpu" else weight.item()
+    if is_traced():
+        return weight
+    return weight.item() if weight.is_cpu else weight.clone()
 
 
 def _change(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -87,7 +88,7 @@ def mean_over(
         with _AS_IT_IS if is_traced() else Iteration(1, weighted=False):
             return mean_of_one(_evaluate(grad_fn, params, buffers, batch, keys[0], 0), buffers)
     world = current()
-    layout: Layout | None = None
+    layout = known = None
     shards = Shards()
     total = SUMS[batch.reduction](batch.start)
     for index, (item, key) in enumerate(zip(batch.items, keys, strict=True), batch.start):
@@ -96,7 +97,10 @@ def mean_over(
         if iteration is not None and iteration.sharded:
             result = shards.taken(result, buffers)
         if layout is None:
-            layout = Layout.of(result, index, params, buffers)
+            known = _remembered(grad_fn)
+            layout = known and known.again(result, index, params, buffers)
+        if layout is None:
+            layout, known = Layout.of(result, index, params, buffers), None
         total.push(layout.term(result, index))
         del result  # its gradients would live through the next backward pass
     if not batch.items:
@@ -107,7 +111,33 @@ def mean_over(
         raise ValueError(f"this process has none of the iteration's {batch.count} micro-batches")
     like = None if batch.items else layout.empty_term(params)
     partial = Partial(total.blocks(), batch.count, batch.reduction, like)
-    return shards.put_back(layout.mean((world.reduce if reduce is None else reduce)(partial)))
+    mean = layout.mean((world.reduce if reduce is None else reduce)(partial))
+    if reduce is None:
+        # Elsewhere somebody may still hold the sums that were handed over.
+        layout.give_back(partial.blocks)
+        if known is None:
+            _remember(grad_fn, layout)
+    return shards.put_back(mean)
+
+
+# What was found out about the results of a gradient function. It decides the cost of a call, and no bit of its result.
+_layouts: weakref.WeakKeyDictionary[Any, Layout] = weakref.WeakKeyDictionary()
+
+
+def _remembered(grad_fn: GradFn) -> Layout | None:
+    if is_traced():
+        return None
+    try:
+        return _layouts.get(grad_fn)
+    except TypeError:  # some callables cannot be hashed, or not be held weakly
+        return None
+
+
+def _remember(grad_fn: GradFn, layout: Layout) -> None:
+    kept = None if is_traced() else layout.kept()
+    if kept is not None:
+        with contextlib.suppress(TypeError):
+            _layouts[grad_fn] = kept
 
 
 def _layout_for_all(layout: Layout | None, world: World, params: Tree, buffers: Tree) -> Layout:
