@@ -18,12 +18,13 @@ from collections.abc import Sequence
 
 import torch
 
+from ..accumulate import add_
 from ..schedule import rank_slice
 from ..types import ReductionName
 from .buckets import Bucket, aligned, as_bytes, buckets, spread
 from .channel import Channel
 from .reduction import Block, Partial, Term, blocks, combine, leaves_of, regrouped
-from .rooms import Packed
+from .rooms import Packed, Packing
 
 GATHERED_BYTES = 256 << 10
 """Up to this much from each process, one round of larger messages is faster than two of smaller ones."""
@@ -119,19 +120,35 @@ def _gathered(channel: Channel, plan: list[Nodes], partial: Partial, found: list
 def _gathered_pieces(channel: Channel, plan: list[Nodes], partial: Partial, like: Packed) -> Term:
     """The same of terms that lie in memory as they are sent."""
     packing = like.packing
+    if _is_pair(plan) and len(packing.devices) == 1:
+        return _traded(channel, partial, packing)
     pieces: list[Sequence[Sequence[torch.Tensor]]] = []
     for at, (device, length) in enumerate(zip(packing.devices, packing.sizes, strict=True)):
         own = [block.term.pieces[at] for block in partial.blocks]  # type: ignore[attr-defined]
-        message = own[0] if len(own) == 1 else torch.cat(own) if own else torch.empty(0, dtype=torch.uint8, device=device)
+        message = (
+            own[0] if len(own) == 1 else torch.cat(own) if own else torch.empty(0, dtype=torch.uint8, device=device)
+        )
         received = channel.gather(message, [length * len(nodes) for nodes in plan])
         pieces.append([_split(data, len(plan[rank])) for rank, data in enumerate(received)])
     found = list(partial.blocks)
     for rank, nodes in enumerate(plan):
         if rank != channel.rank:
             found += [
-                Block(*node, Packed(packing, [piece[rank][which] for piece in pieces])) for which, node in enumerate(nodes)
+                Block(*node, Packed(packing, [piece[rank][which] for piece in pieces]))
+                for which, node in enumerate(nodes)
             ]
     return combine([found], partial.terms, partial.reduction)
+
+
+def _traded(channel: Channel, partial: Partial, packing: Packing) -> Term:
+    """The same of two processes with one node each: what comes is received where it can be summed."""
+    (own,), other = partial.blocks, packing.room()
+    channel.trade(own.term.pieces[0], other.pieces[0])  # type: ignore[attr-defined]
+    terms = [own.term, other] if channel.rank == 0 else [other, own.term]
+    add_(terms[0][0], terms[1][0])
+    if terms[0] is not other:
+        packing.give_back(other)
+    return terms[0]
 
 
 def _all_reduced(channel: Channel, partial: Partial, found: list[Bucket]) -> list[torch.Tensor]:

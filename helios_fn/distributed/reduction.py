@@ -169,5 +169,5 @@ def _add(left: Term, right: Term | Loose) -> None:
 
 
 def _are_siblings(left: Block, start: int, size: int) -> bool:
-    """Whether the next node, of ``size`` terms from ``start`` on, is the other half of a node that begins with ``left``."""
+    """Whether the node of ``size`` terms from ``start`` on is the other half of one that begins with ``left``."""
     return left.size == size and left.start % (2 * size) == 0

@@ -9,6 +9,7 @@ of memory are written again in the next iteration.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -37,19 +38,18 @@ class Packed(list[list[torch.Tensor]]):
     def __init__(self, packing: Packing, pieces: Sequence[torch.Tensor]) -> None:
         super().__init__([packing.vectors(pieces)])
         self.packing, self.pieces = packing, pieces
-        self._views: list[list[torch.Tensor]] | None = None
+        self._views: list[torch.Tensor] | None = None
 
     @property
-    def views(self) -> list[list[torch.Tensor]]:
-        """The leaves of each bucket, as views of its vector."""
+    def views(self) -> list[torch.Tensor]:
+        """The leaves, as views of the vectors."""
         if self._views is None:
-            rows = zip(self.packing.buckets, self[0], strict=True)
-            self._views = [bucket.views(vector) for bucket, vector in rows]
+            self._views = self.packing.leaves(self[0])
         return self._views
 
 
 class Packing:
-    """How lists of tensors of the same forms are packed, in the order of their buckets.
+    """How lists of tensors of the same forms are packed: those that are not floating point last.
 
     Args:
         found: the buckets.
@@ -59,6 +59,7 @@ class Packing:
         buckets: the same buckets.
         devices: those of the buckets.
         sizes: for each device, the bytes of a term.
+        first: the bucket that begins with the first leaf.
     """
 
     def __init__(self, found: list[Bucket], leaves: Sequence[torch.Tensor]) -> None:
@@ -70,12 +71,14 @@ class Packing:
             sizes[bucket.device] = start + aligned(bucket.nbytes)
             self._places.append((list(sizes).index(bucket.device), start, start + bucket.nbytes))
         self.devices, self.sizes = list(sizes), list(sizes.values())
+        self.first = next(at for at, bucket in enumerate(found) if bucket.places[0] == 0)
         self._count = len(leaves)
+        self._floating = sum(len(bucket.places) for bucket in found if bucket.is_floating)
         self._signature = Signature(leaves)
-        self._parts = [_range(bucket.places) for bucket in found]
         self._likes = [_likes(bucket) for bucket in found]
+        self._on_cpu = all(device.type == "cpu" for device in self.devices)
+        self._keeps = self._on_cpu and sum(self.sizes) <= KEPT_BYTES
         self._idle: list[Packed] = []
-        self._keeps = all(device.type == "cpu" for device in self.devices) and sum(self.sizes) <= KEPT_BYTES
 
     def vectors(self, pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The vectors of the buckets in a term's memory."""
@@ -90,7 +93,7 @@ class Packing:
             rows = zip(self.sizes, self.devices, strict=True)
             return Packed(self, [torch.empty(size, dtype=torch.uint8, device=device) for size, device in rows])
 
-    def give_back(self, terms: Iterable[object]) -> None:
+    def give_back(self, *terms: object) -> None:
         """Keep the memory of ``terms`` for others. Nobody may look at them any more, nor any kernel that still runs."""
         for term in terms:
             if (
@@ -98,34 +101,55 @@ class Packing:
                 and isinstance(term, Packed)
                 and term.packing is self
                 and len(self._idle) < _MOST_KEPT
+                and not any(term is other for other in self._idle)
                 and not term.pieces[0].is_inference()
             ):
                 self._idle.append(term)
 
-    def leaves(self, vectors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """The list of tensors again, as views of vectors."""
-        found: list[torch.Tensor] = [None] * self._count  # type: ignore[list-item]
-        for bucket, part, likes, vector in zip(self.buckets, self._parts, self._likes, vectors, strict=True):
+    def leaves(self, vectors: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
+        """The list of tensors again, as views of vectors; without those of a vector that is ``None``."""
+        found: list[Any] = [None] * self._count
+        for bucket, likes, vector in zip(self.buckets, self._likes, vectors, strict=True):
+            if vector is None:
+                continue
             views = bucket.views(vector) if likes is None else _unflatten(vector, likes)
-            if isinstance(part, slice):
-                found[part] = views
-            else:
-                for place, view in zip(part, views, strict=True):
-                    found[place] = view
+            for place, view in zip(bucket.places, views, strict=True):
+                found[place] = view
         return found
 
-    def parts(self, leaves: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-        """The leaves of each bucket."""
-        return [leaves[part] if isinstance(part, slice) else [leaves[at] for at in part] for part in self._parts]
+    def copy(self, leaves: list[torch.Tensor], term: Packed) -> None:
+        """Write the leaves into the memory of a term."""
+        for places in self._lists(self._count):
+            torch._foreach_copy_(_at(term.views, places), _at(leaves, places))
+
+    def add(self, leaves: list[torch.Tensor], term: Packed) -> None:
+        """Add those leaves that are floating point to a term: the same bits as adding vector to vector."""
+        for places in self._lists(self._floating):
+            torch._foreach_add_(_at(term.views, places), _at(leaves, places))
+
+    def _lists(self, count: int) -> list[slice | tuple[int, ...]]:
+        """Which of the first ``count`` leaves a kernel takes together. On accelerators they must be of one dtype."""
+        if self._on_cpu:
+            return [slice(count)]
+        return [bucket.places for bucket in self.buckets if bucket.places[0] < count]
 
     def matches(self, leaves: Sequence[torch.Tensor]) -> bool:
         """Whether these are just like those that the packing was made for."""
         return self._signature.matches(leaves)
 
-    def shapes(self) -> list[torch.Size]:
-        """Those of the leaves."""
-        found = {place: shape for each in self.buckets for place, shape in zip(each.places, each.shapes, strict=True)}
-        return [found[place] for place in range(self._count)]
+    def check(self, leaves: Sequence[torch.Tensor]) -> None:
+        """Check that leaves have the right shapes: to broadcast would be to make up a sum.
+
+        Raises:
+            ValueError: one has not.
+        """
+        for bucket in self.buckets:
+            for place, shape in zip(bucket.places, bucket.shapes, strict=True):
+                if leaves[place].shape != shape:
+                    raise ValueError(
+                        "the results of an iteration's micro-batches must have equal shapes: one has "
+                        f"{tuple(shape)} where another has {tuple(leaves[place].shape)}"
+                    )
 
 
 class Loose:
@@ -133,63 +157,52 @@ class Loose:
 
     Args:
         packing: how it will be packed.
-        leaves: what the term is ``weight`` times of.
+        leaves: what the term is ``weight`` times of. They have the right shapes.
         weight: that of the floating point leaves.
         of_others: the weight of the others, 1 or 0.
-
-    Raises:
-        ValueError: a leaf is of another shape than its place.
+        matching: whether the leaves are just like those that the packing was made for.
     """
 
-    __slots__ = ("_leaves", "_matching", "_of_others", "_packing", "_weight")
+    __slots__ = ("_leaves", "_of_others", "_packing", "_plain", "_weight", "matching")
 
     def __init__(
-        self, packing: Packing, leaves: list[torch.Tensor], weight: Scalar | torch.Tensor, of_others: int
+        self,
+        packing: Packing,
+        leaves: list[torch.Tensor],
+        weight: Scalar | torch.Tensor,
+        of_others: int,
+        *,
+        matching: bool,
     ) -> None:
-        self._matching = packing.matches(leaves)
-        if not self._matching:
-            # To broadcast would be to make up a sum.
-            shapes = packing.shapes()
-            for leaf, shape in zip(leaves, shapes, strict=True):
-                if leaf.shape != shape:
-                    raise ValueError(
-                        f"the micro-batches of an iteration must have results of equal shapes: one has {tuple(shape)} "
-                        f"where another has {tuple(leaf.shape)}"
-                    )
-            leaves = [leaf.detach() for leaf in leaves]
-        self._packing, self._leaves = packing, leaves
+        self._packing, self._leaves, self.matching = packing, leaves, matching
         self._weight, self._of_others = weight, of_others
+        self._plain = matching and not isinstance(weight, torch.Tensor) and weight == 1 and not of_others
 
     def packed(self) -> Packed:
         """The term in memory of its own."""
-        term = self._packing.room()
-        for bucket, views, vector, part in zip(
-            self._packing.buckets, term.views, term[0], self._packing.parts(self._leaves), strict=True
-        ):
-            torch._foreach_copy_(views, part)
+        packing = self._packing
+        term = packing.room()
+        packing.copy(self._leaves, term)
+        for bucket, vector in zip(packing.buckets, term[0], strict=True):
             accumulate.scale_(vector, self._weight if bucket.is_floating else self._of_others)
         return term
 
     def add_to(self, total: Packed) -> None:
         """Add the term to a sum: the bits are those of adding what `packed` returns."""
-        if self._matching and not isinstance(self._weight, torch.Tensor) and self._weight == 1 and not self._of_others:
-            for bucket, views, part in zip(
-                self._packing.buckets, total.views, self._packing.parts(self._leaves), strict=True
-            ):
-                if bucket.is_floating:
-                    torch._foreach_add_(views, part)
+        if self._plain:
+            self._packing.add(self._leaves, total)
         else:
             term = self.packed()
             accumulate.add_(total[0], term[0])
-            self._packing.give_back([term])
+            self._packing.give_back(term)
 
 
-def _range(places: tuple[int, ...]) -> slice | tuple[int, ...]:
-    return slice(places[0], places[-1] + 1) if places == tuple(range(places[0], places[-1] + 1)) else places
+def _at(items: list[torch.Tensor], places: slice | tuple[int, ...]) -> list[torch.Tensor]:
+    return items[places] if isinstance(places, slice) else [items[place] for place in places]
 
 
 def _likes(bucket: Bucket) -> list[torch.Tensor] | None:
-    """What tells torch the shapes of a vector's views, in no memory; ``None`` where that is not all there is to know."""
+    """What tells torch the shapes of a vector's views, in no memory; ``None`` where they do not tell all."""
     if any(order is not None for order in bucket.orders) or 0 in bucket.sizes:
         return None
     one = torch.empty((), dtype=bucket.dtype, device=bucket.device)

@@ -11,12 +11,14 @@ import torch
 
 from .. import random
 from ..distributed.gradients import Iteration
-from ..distributed.reduction import SUMS, Partial, Reduce
+from ..distributed.reduction import SUMS, Partial, Reduce, Term
+from ..distributed.rooms import Loose
 from ..distributed.world import World, current
 from ..state import micro_keys
 from ..tracing import is_traced
 from ..types import Aux, Key, MicroBatches, Tree
-from .mean import Facts, Layout, Mean, mean_of_one
+from .layout import Facts, Layout
+from .mean import Mean, mean_of_one
 from .report import read_aux, read_metrics, read_weight
 from .shards import Shards, check_even_shards
 
@@ -88,7 +90,7 @@ def mean_over(
         with _AS_IT_IS if is_traced() else Iteration(1, weighted=False):
             return mean_of_one(_evaluate(grad_fn, params, buffers, batch, keys[0], 0), buffers)
     world = current()
-    layout = known = None
+    layout: Layout | None = None
     shards = Shards()
     total = SUMS[batch.reduction](batch.start)
     for index, (item, key) in enumerate(zip(batch.items, keys, strict=True), batch.start):
@@ -97,12 +99,11 @@ def mean_over(
         if iteration is not None and iteration.sharded:
             result = shards.taken(result, buffers)
         if layout is None:
-            known = _remembered(grad_fn)
-            layout = known and known.again(result, index, params, buffers)
-        if layout is None:
-            layout, known = Layout.of(result, index, params, buffers), None
-        total.push(layout.term(result, index))
-        del result  # its gradients would live through the next backward pass
+            layout, term = _begun(grad_fn, result, index, params, buffers)
+        else:
+            term = layout.term(result, index)
+        total.push(term)
+        del result, term  # its gradients would live through the next backward pass
     if not batch.items:
         check_even_shards(params, batch.count)
     if reduce is None and batch.count < world.size:
@@ -111,12 +112,10 @@ def mean_over(
         raise ValueError(f"this process has none of the iteration's {batch.count} micro-batches")
     like = None if batch.items else layout.empty_term(params)
     partial = Partial(total.blocks(), batch.count, batch.reduction, like)
-    mean = layout.mean((world.reduce if reduce is None else reduce)(partial))
-    if reduce is None:
-        # Elsewhere somebody may still hold the sums that were handed over.
-        layout.give_back(partial.blocks)
-        if known is None:
-            _remember(grad_fn, layout)
+    found = (world.reduce if reduce is None else reduce)(partial)
+    mean = layout.mean(found)
+    if reduce is None:  # elsewhere somebody may still hold the sums
+        layout.give_back([found, *(block.term for block in partial.blocks)])
     return shards.put_back(mean)
 
 
@@ -124,20 +123,22 @@ def mean_over(
 _layouts: weakref.WeakKeyDictionary[Any, Layout] = weakref.WeakKeyDictionary()
 
 
-def _remembered(grad_fn: GradFn) -> Layout | None:
-    if is_traced():
-        return None
-    try:
-        return _layouts.get(grad_fn)
-    except TypeError:  # some callables cannot be hashed, or not be held weakly
-        return None
-
-
-def _remember(grad_fn: GradFn, layout: Layout) -> None:
-    kept = None if is_traced() else layout.kept()
+def _begun(grad_fn: GradFn, first: Mean, index: int, params: Tree, buffers: Tree) -> tuple[Layout, Term | Loose]:
+    """The layout of an iteration, and the term of its first result."""
+    known = None
+    if not is_traced():
+        with contextlib.suppress(TypeError):  # some callables cannot be hashed, or not be held weakly
+            known = _layouts.get(grad_fn)
+    found = None if known is None else known.again(first, index, params, buffers)
+    if found is not None:
+        return found
+    layout = Layout.of(first, index, params, buffers)
+    term = layout.term(first, index)
+    kept = layout.kept()
     if kept is not None:
         with contextlib.suppress(TypeError):
             _layouts[grad_fn] = kept
+    return layout, term
 
 
 def _layout_for_all(layout: Layout | None, world: World, params: Tree, buffers: Tree) -> Layout:
