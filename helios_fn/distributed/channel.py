@@ -44,17 +44,15 @@ class Channel:
         # A copy to itself would cost this process as much as one from another.
         given, taken = ([0 if rank == self.rank else n for rank, n in enumerate(sizes)] for sizes in (given, taken))
         received = flat.new_empty(sum(taken))
-        self._all_to_all(received, flat, taken, given)
+        dist.all_to_all_single(received, flat, taken, given, group=self.group)
         return list(received.split(taken))
 
     def trade(self, flat: torch.Tensor, into: torch.Tensor) -> None:
-        """Between two processes: give ``flat`` to the other, and take as much from it into the vector ``into``."""
+        """Between two processes: give the bytes ``flat`` to the other, and take as many from it into ``into``."""
         sizes = [0 if rank == self.rank else flat.numel() for rank in range(2)]
-        self._all_to_all(into, flat, sizes, sizes)
-
-    def _all_to_all(self, received: torch.Tensor, flat: torch.Tensor, taken: list[int], given: list[int]) -> None:
-        # The public function asks so much about its arguments that a small message takes half as long again.
-        self.group.alltoall_base(received, flat, taken, given, self._options).wait()
+        # What `dist.all_to_all_single` ends in. It asks so much about its arguments that a small message takes this
+        # process twice the time.
+        self.group.alltoall_base(into, flat, sizes, sizes, self._options).wait()
 
     def sum_(self, flats: Sequence[torch.Tensor]) -> None:
         """Replace each vector by the sum over all processes, the same bits on each of them, in an order of its own."""
