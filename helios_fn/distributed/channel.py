@@ -26,6 +26,7 @@ class Channel:
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
         self._options = dist.AllToAllOptions()
+        self._options.asyncOp = False
 
     def gather(self, flat: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
         """The vectors of all processes, by rank; that of rank r has ``sizes[r]`` elements. The own one is ``flat``."""
@@ -50,9 +51,13 @@ class Channel:
     def trade(self, flat: torch.Tensor, into: torch.Tensor) -> None:
         """Between two processes: give the bytes ``flat`` to the other, and take as many from it into ``into``."""
         sizes = [0 if rank == self.rank else flat.numel() for rank in range(2)]
-        # What `dist.all_to_all_single` ends in. It asks so much about its arguments that a small message takes this
-        # process twice the time.
-        self.group.alltoall_base(into, flat, sizes, sizes, self._options).wait()
+        # What the public function ends in. It asks so much about its arguments that a small message takes twice the
+        # time; where torch lacks the name, it is called.
+        run = getattr(self.group, "alltoall_base", None)
+        if run is None:
+            dist.all_to_all_single(into, flat, sizes, sizes, group=self.group)
+        else:
+            run(into, flat, sizes, sizes, self._options).wait()
 
     def sum_(self, flats: Sequence[torch.Tensor]) -> None:
         """Replace each vector by the sum over all processes, the same bits on each of them, in an order of its own."""
