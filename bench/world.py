@@ -14,10 +14,13 @@ Where there are more processes than cores, they wait for their turns on a proces
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
@@ -58,12 +61,45 @@ class Part(NamedTuple):
 PARTS = [Part(name, size, count) for name in WORKLOADS for size, count in ((2, 2), (2, 4), (2, 6), (4, 4), (4, 8))]
 
 
-def peer(workload: Workload, rank: int, each: int) -> Callable[[], Any]:
+Watch = Callable[[str, Callable[..., Any]], Callable[..., Any]]
+"""Makes of a named part of an iteration one that is watched."""
+
+
+class Parts:
+    """Adds up the time of an iteration's parts.
+
+    Attributes:
+        spent: by name, the seconds of wall-clock and of CPU time of this thread, since it was last emptied.
+    """
+
+    def __init__(self) -> None:
+        self.spent: dict[str, tuple[float, float]] = {}
+
+    def watch(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` with its time taken."""
+
+        @functools.wraps(function)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            wall, cpu = time.perf_counter(), time.thread_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                before = self.spent.get(name, (0.0, 0.0))
+                self.spent[name] = before[0] + time.perf_counter() - wall, before[1] + time.thread_time() - cpu
+
+        return watched
+
+
+def peer(workload: Workload, rank: int, each: int, watch: Watch | None = None) -> Callable[[], Any]:
     """One iteration of the loop with ``DistributedDataParallel``, of ``each`` micro-batches in this process."""
     _, params, buffers = models.pure_parts(workload)
     module = torch.nn.parallel.DistributedDataParallel(models.module_like(workload, params, buffers))
     optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, fused=True)
     batches = _batches(workload, rank)
+    if watch is not None:
+        module.forward = watch("DDP: forward", module.forward)
+        optimizer.zero_grad = watch("DDP: zero_grad", optimizer.zero_grad)  # type: ignore[method-assign]
+        optimizer.step = watch("DDP: step", optimizer.step)  # type: ignore[method-assign]
 
     def iteration() -> Any:
         optimizer.zero_grad()
@@ -77,13 +113,18 @@ def peer(workload: Workload, rank: int, each: int) -> Callable[[], Any]:
     return iteration
 
 
-def ours(workload: Workload, rank: int, size: int, count: int, reduction: Any) -> Callable[[], Any]:
+def ours(
+    workload: Workload, rank: int, size: int, count: int, reduction: Any, watch: Watch | None = None
+) -> Callable[[], Any]:
     """One call of our step on this process's share of ``count`` micro-batches."""
     import helios_fn as hf
 
     loss_fn, params, buffers = models.pure_parts(workload)
-    optimizer = hf.optim.adamw(LEARNING_RATE)
-    step = hf.make_step(loss_fn, optimizer)
+    optimizer, around = hf.optim.adamw(LEARNING_RATE), None
+    if watch is not None:
+        optimizer = optimizer._replace(update=watch("ours: optimizer.update", optimizer.update))
+        around = functools.partial(watch, "ours: forward and backward")
+    step = hf.make_step(loss_fn, optimizer, around_grad=around)
     state = hf.init_state(params, optimizer, buffers=buffers)
     batches = _batches(workload, rank)
     start, stop = count * rank // size, count * (rank + 1) // size
@@ -131,6 +172,44 @@ def work(name: str, count: int, rounds: int, chunk: float) -> Timing:
     return measure({case: chunk_of(call) for case, call in calls.items()}, rounds=rounds, chunk=chunk)
 
 
+def inside(name: str, count: int, seconds: float) -> list[list[Any]]:
+    """Where the time of an iteration goes, in each process: rows of a part, and microseconds of both clocks (medians).
+
+    The parts are timed where they are, for an exchange also waits for the others.
+    """
+    import helios_fn as hf
+
+    world, workload, parts = hf.distributed.connect(), WORKLOADS[name], Parts()
+    calls = {
+        "DDP": peer(workload, world.rank, count // world.size, parts.watch),
+        "ours": ours(workload, world.rank, world.size, count, "fold", parts.watch),
+    }
+    whole = {case: parts.watch(f"{case}: all", call) for case, call in calls.items()}
+    backward = parts.watch("DDP: backward, and the sum over processes", torch.Tensor.backward)
+    summing = parts.watch("ours: sum over processes", type(world).reduce)
+    found: dict[str, list[tuple[float, float]]] = {}
+    with mock.patch.object(torch.Tensor, "backward", backward), mock.patch.object(type(world), "reduce", summing):
+        until = time.perf_counter() + seconds
+        for turn in range(10**6):
+            for case, call in whole.items():
+                hf.distributed.barrier()
+                for _ in range(10):
+                    parts.spent.clear()
+                    call()
+                    own = [spent for part, spent in parts.spent.items() if part != f"{case}: all"]
+                    rest = tuple(
+                        all_ - sum(each) for all_, *each in zip(parts.spent[f"{case}: all"], *own, strict=True)
+                    )
+                    for part, spent in {**parts.spent, f"{case}: all else": rest}.items():
+                        if turn:
+                            found.setdefault(part, []).append(spent)
+            if world.tell_all(turn > 1 and time.perf_counter() > until):
+                break
+    return [
+        [part, *(statistics.median(clock) * 1e6 for clock in zip(*spent, strict=True))] for part, spent in found.items()
+    ]
+
+
 def _iterations(call: Callable[[], Any], world: Any, chunk: float) -> int:
     """How many make a chunk: a number that all processes have to agree on."""
     start = time.perf_counter()
@@ -157,6 +236,10 @@ def compare(bench: Bench, part: Part) -> None:
         ("tree / fold", TREE, FOLD, limits.tree),
     ):
         bench.target_ratio(f"{part.name}: {what}", timing, case, base, at_most=limit if judged else None)
+    if judged and not bench.quick:
+        rows = hf.launch(inside, part.workload, part.count, 6.0, processes=part.processes, threads=bench.threads)[0]
+        title = f"In situ: {part.name}, the parts of an iteration (with the time that taking their times takes)"
+        bench.table(title, ["part", "us", "CPU us of the thread"], rows)
 
 
 def main() -> None:

@@ -37,10 +37,6 @@ class Bucket(NamedTuple):
         lines = self._lines(leaves)
         return lines[0] if len(lines) == 1 else torch.cat(lines)
 
-    def write(self, leaves: Sequence[torch.Tensor], flat: torch.Tensor) -> None:
-        """Write the leaves into the vector, which may have a wider dtype."""
-        torch.cat(self._lines(leaves), out=flat)
-
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """The inverse of `flat`: views of the vector in the shapes, and the order in memory, of the leaves."""
         parts = flat.split(self.sizes)
@@ -106,35 +102,10 @@ def _buckets(
     return [bucket for kind in order for bucket in _closed(kind, kinds[kind], leaves, limit, in_memory_order)]
 
 
-def packed(found: Sequence[Bucket], leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The leaves as one vector for each bucket; on each device all of them lie in one new piece of memory."""
-    length: dict[torch.device, int] = {}
-    for bucket in found:
-        length[bucket.device] = length.get(bucket.device, 0) + aligned(bucket.nbytes)
-    room = {device: torch.empty(size, dtype=torch.uint8, device=device) for device, size in length.items()}
-    start = dict.fromkeys(length, 0)
-    flats = []
-    for bucket in found:
-        at = start[bucket.device]
-        start[bucket.device] = at + aligned(bucket.nbytes)
-        flats.append(room[bucket.device][at : at + bucket.nbytes].view(bucket.dtype))
-        bucket.write(leaves, flats[-1])
-    return flats
-
-
 def as_bytes(flats: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """The vectors as one of bytes, each padded to a multiple of 16; without a copy where they are `packed` together."""
-    data = torch.empty(0, dtype=torch.uint8, device=device)
+    """The vectors as one of bytes, each padded to a multiple of 16."""
     if not flats:
-        return data
-    storage, start = flats[0].untyped_storage(), 0
-    for flat in flats:
-        if flat.data_ptr() != storage.data_ptr() + start:
-            break
-        start += aligned(flat.nbytes)
-    else:
-        if storage.nbytes() == start:
-            return data.set_(storage)
+        return torch.empty(0, dtype=torch.uint8, device=device)
     return torch.cat([_padded(flat) for flat in flats])
 
 

@@ -25,6 +25,8 @@ class Channel:
         self.group = group
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
+        self._options = dist.AllToAllOptions()
+        self._options.asyncOp = False
 
     def gather(self, flat: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
         """The vectors of all processes, by rank; that of rank r has ``sizes[r]`` elements. The own one is ``flat``."""
@@ -45,6 +47,17 @@ class Channel:
         received = flat.new_empty(sum(taken))
         dist.all_to_all_single(received, flat, taken, given, group=self.group)
         return list(received.split(taken))
+
+    def trade(self, flat: torch.Tensor, into: torch.Tensor) -> None:
+        """Between two processes: give the bytes ``flat`` to the other, and take as many from it into ``into``."""
+        sizes = [0 if rank == self.rank else flat.numel() for rank in range(2)]
+        # What the public function ends in. It asks so much about its arguments that a small message takes twice the
+        # time; where torch lacks the name, it is called.
+        run = getattr(self.group, "alltoall_base", None)
+        if run is None:
+            dist.all_to_all_single(into, flat, sizes, sizes, group=self.group)
+        else:
+            run(into, flat, sizes, sizes, self._options).wait()
 
     def sum_(self, flats: Sequence[torch.Tensor]) -> None:
         """Replace each vector by the sum over all processes, the same bits on each of them, in an order of its own."""

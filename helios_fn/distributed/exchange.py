@@ -13,15 +13,18 @@ of the tree within its slice (see `reduction`). Three ways lead there, by size:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 
+from ..accumulate import add_
 from ..schedule import rank_slice
 from ..types import ReductionName
 from .buckets import Bucket, aligned, as_bytes, buckets, spread
 from .channel import Channel
 from .reduction import Block, Partial, Term, blocks, combine, leaves_of, regrouped
+from .rooms import Packed, Packing
 
 GATHERED_BYTES = 256 << 10
 """Up to this much from each process, one round of larger messages is faster than two of smaller ones."""
@@ -42,21 +45,18 @@ def exchange(channel: Channel, partial: Partial) -> Term:
     like = partial.blocks[0].term if partial.blocks else partial.like
     if like is None:
         raise ValueError(f"process {channel.rank} has no micro-batch, and nothing says what a term looks like")
+    if isinstance(like, Packed):
+        plan = _checked_plan(channel, partial)
+        if _is_gathered(plan, sum(like.packing.sizes)):
+            return _gathered_pieces(channel, plan, partial, like)
     found = buckets(leaves_of(like))
     return regrouped(spread(found, exchange_flat(channel, partial, found)), like)
 
 
 def exchange_flat(channel: Channel, partial: Partial, found: list[Bucket]) -> list[torch.Tensor]:
     """The same as one vector for each bucket."""
-    plan = nodes_of_all(partial.terms, channel.size, partial.reduction)
-    held = [(block.start, block.size) for block in partial.blocks]
-    if held != plan[channel.rank]:
-        raise ValueError(
-            f"process {channel.rank} of {channel.size} holds the micro-batches {_ranges(held)} of {partial.terms}, but "
-            f"its share is {_ranges(plan[channel.rank])}: hand the step what the driver or the loader's feed delivered"
-        )
-    nbytes = sum(bucket.nbytes for bucket in found)
-    if nbytes * max(map(len, plan)) <= (PAIR_BYTES if _is_pair(plan) else GATHERED_BYTES):
+    plan = _checked_plan(channel, partial)
+    if _is_gathered(plan, sum(bucket.nbytes for bucket in found)):
         return _gathered(channel, plan, partial, found)
     if _any_order(plan, partial.reduction):
         return _all_reduced(channel, partial, found)
@@ -65,6 +65,23 @@ def exchange_flat(channel: Channel, partial: Partial, found: list[Bucket]) -> li
     return [sums[each] if each in sums else _scattered(channel, plan, partial, each) for each in found]
 
 
+def _checked_plan(channel: Channel, partial: Partial) -> list[Nodes]:
+    plan = nodes_of_all(partial.terms, channel.size, partial.reduction)
+    held = [(block.start, block.size) for block in partial.blocks]
+    if held != plan[channel.rank]:
+        raise ValueError(
+            f"process {channel.rank} of {channel.size} holds the micro-batches {_ranges(held)} of {partial.terms}, but "
+            f"its share is {_ranges(plan[channel.rank])}: hand the step what the driver or the loader's feed delivered"
+        )
+    return plan
+
+
+def _is_gathered(plan: list[Nodes], nbytes: int) -> bool:
+    """Whether everybody sends its nodes, of ``nbytes`` each, to everybody."""
+    return nbytes * max(map(len, plan)) <= (PAIR_BYTES if _is_pair(plan) else GATHERED_BYTES)
+
+
+@functools.lru_cache(maxsize=64)  # every iteration of a run asks the same question
 def nodes_of_all(terms: int, size: int, reduction: ReductionName) -> list[Nodes]:
     """The sums that each process holds of an iteration of ``terms`` micro-batches."""
     slices = [rank_slice(terms, rank, size) for rank in range(size)]
@@ -98,6 +115,40 @@ def _gathered(channel: Channel, plan: list[Nodes], partial: Partial, found: list
         (total,) = combine(_as_blocks(plan, terms), partial.terms, partial.reduction)
         sums.update(zip([place for place, _ in members], total, strict=True))
     return [sums[place] for place in range(len(found))]
+
+
+def _gathered_pieces(channel: Channel, plan: list[Nodes], partial: Partial, like: Packed) -> Term:
+    """The same of terms that lie in memory as they are sent."""
+    packing = like.packing
+    if _is_pair(plan) and len(packing.devices) == 1:
+        return _traded(channel, partial, packing)
+    pieces: list[Sequence[Sequence[torch.Tensor]]] = []
+    for at, (device, length) in enumerate(zip(packing.devices, packing.sizes, strict=True)):
+        own = [block.term.pieces[at] for block in partial.blocks]  # type: ignore[attr-defined]
+        message = (
+            own[0] if len(own) == 1 else torch.cat(own) if own else torch.empty(0, dtype=torch.uint8, device=device)
+        )
+        received = channel.gather(message, [length * len(nodes) for nodes in plan])
+        pieces.append([_split(data, len(plan[rank])) for rank, data in enumerate(received)])
+    found = list(partial.blocks)
+    for rank, nodes in enumerate(plan):
+        if rank != channel.rank:
+            found += [
+                Block(*node, Packed(packing, [piece[rank][which] for piece in pieces]))
+                for which, node in enumerate(nodes)
+            ]
+    return combine([found], partial.terms, partial.reduction)
+
+
+def _traded(channel: Channel, partial: Partial, packing: Packing) -> Term:
+    """The same of two processes with one node each: what comes is received where it can be summed."""
+    (own,), other = partial.blocks, packing.room()
+    channel.trade(own.term.pieces[0], other.pieces[0])  # type: ignore[attr-defined]
+    terms = [own.term, other] if channel.rank == 0 else [other, own.term]
+    add_(terms[0][0], terms[1][0])
+    if terms[0] is not other:
+        packing.give_back(other)
+    return terms[0]
 
 
 def _all_reduced(channel: Channel, partial: Partial, found: list[Bucket]) -> list[torch.Tensor]:

@@ -20,6 +20,7 @@ import torch
 
 from ..accumulate import add_
 from ..types import ReductionName
+from .rooms import Loose, Packed
 
 Term: TypeAlias = list[list[torch.Tensor]]
 
@@ -42,16 +43,15 @@ class TreeSum:
         self._next = start
         self._blocks: list[Block] = []
 
-    def push(self, term: Term, size: int = 1) -> None:
+    def push(self, term: Term | Loose, size: int = 1) -> None:
         """Add the next term, or the sum of the next ``size`` terms that form a node of the tree."""
-        block = Block(self._next, size, term)
-        self._next += size
+        start, self._next = self._next, self._next + size
         # Like a carry in a binary counter. Equal sizes are not enough: [1] and [2] are no siblings.
-        while self._blocks and _are_siblings(self._blocks[-1], block):
+        while self._blocks and _are_siblings(self._blocks[-1], start, size):
             left = self._blocks.pop()
-            _add(left.term, block.term)
-            block = Block(left.start, 2 * left.size, left.term)
-        self._blocks.append(block)
+            _add(left.term, term)
+            start, size, term = left.start, 2 * left.size, left.term
+        self._blocks.append(Block(start, size, _own(term)))
 
     def blocks(self) -> list[Block]:
         """The largest nodes of the tree so far, by start."""
@@ -65,10 +65,10 @@ class FoldSum:
         self._start, self._size = start, 0
         self._term: Term = []
 
-    def push(self, term: Term, size: int = 1) -> None:
+    def push(self, term: Term | Loose, size: int = 1) -> None:
         """Add the next term, or the sum of the next ``size`` terms."""
         if self._size == 0:
-            self._term = term
+            self._term = _own(term)
         else:
             _add(self._term, term)
         self._size += size
@@ -155,10 +155,19 @@ def regrouped(leaves: list[torch.Tensor], like: Term) -> Term:
     return [[next(rest) for _ in group] for group in like]
 
 
-def _add(left: Term, right: Term) -> None:
+def _own(term: Term | Loose) -> Term:
+    return term.packed() if isinstance(term, Loose) else term
+
+
+def _add(left: Term, right: Term | Loose) -> None:
+    if isinstance(right, Loose):
+        assert isinstance(left, Packed)  # as all terms of an iteration are, if one is
+        right.add_to(left)
+        return
     for group, other in zip(left, right, strict=True):
         add_(group, other)
 
 
-def _are_siblings(left: Block, right: Block) -> bool:
-    return left.size == right.size and left.start % (2 * left.size) == 0
+def _are_siblings(left: Block, start: int, size: int) -> bool:
+    """Whether the node of ``size`` terms from ``start`` on is the other half of one that begins with ``left``."""
+    return left.size == size and left.start % (2 * size) == 0

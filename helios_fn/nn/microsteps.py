@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -10,12 +11,14 @@ import torch
 
 from .. import random
 from ..distributed.gradients import Iteration
-from ..distributed.reduction import SUMS, Partial, Reduce
+from ..distributed.reduction import SUMS, Partial, Reduce, Term
+from ..distributed.rooms import Loose
 from ..distributed.world import World, current
 from ..state import micro_keys
 from ..tracing import is_traced
 from ..types import Aux, Key, MicroBatches, Tree
-from .mean import Facts, Layout, Mean, mean_of_one
+from .layout import Facts, Layout
+from .mean import Mean, mean_of_one
 from .report import read_aux, read_metrics, read_weight
 from .shards import Shards, check_even_shards
 
@@ -96,9 +99,11 @@ def mean_over(
         if iteration is not None and iteration.sharded:
             result = shards.taken(result, buffers)
         if layout is None:
-            layout = Layout.of(result, index, params, buffers)
-        total.push(layout.term(result, index))
-        del result  # its gradients would live through the next backward pass
+            layout, term = _begun(grad_fn, result, index, params, buffers)
+        else:
+            term = layout.term(result, index)
+        total.push(term)
+        del result, term  # its gradients would live through the next backward pass
     if not batch.items:
         check_even_shards(params, batch.count)
     if reduce is None and batch.count < world.size:
@@ -107,7 +112,33 @@ def mean_over(
         raise ValueError(f"this process has none of the iteration's {batch.count} micro-batches")
     like = None if batch.items else layout.empty_term(params)
     partial = Partial(total.blocks(), batch.count, batch.reduction, like)
-    return shards.put_back(layout.mean((world.reduce if reduce is None else reduce)(partial)))
+    found = (world.reduce if reduce is None else reduce)(partial)
+    mean = layout.mean(found)
+    if reduce is None:  # elsewhere somebody may still hold the sums
+        layout.give_back([found, *(block.term for block in partial.blocks)])
+    return shards.put_back(mean)
+
+
+# What was found out about the results of a gradient function. It decides the cost of a call, and no bit of its result.
+_layouts: weakref.WeakKeyDictionary[Any, Layout] = weakref.WeakKeyDictionary()
+
+
+def _begun(grad_fn: GradFn, first: Mean, index: int, params: Tree, buffers: Tree) -> tuple[Layout, Term | Loose]:
+    """The layout of an iteration, and the term of its first result."""
+    known = None
+    if not is_traced():
+        with contextlib.suppress(TypeError):  # some callables cannot be hashed, or not be held weakly
+            known = _layouts.get(grad_fn)
+    found = None if known is None else known.again(first, index, params, buffers)
+    if found is not None:
+        return found
+    layout = Layout.of(first, index, params, buffers)
+    term = layout.term(first, index)
+    kept = layout.kept()
+    if kept is not None:
+        with contextlib.suppress(TypeError):
+            _layouts[grad_fn] = kept
+    return layout, term
 
 
 def _layout_for_all(layout: Layout | None, world: World, params: Tree, buffers: Tree) -> Layout:

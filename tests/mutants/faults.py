@@ -432,8 +432,8 @@ FAULTS = [
     ),
     Fault(
         "neighbours_are_merged_by_level_alone", "helios_fn/distributed/reduction.py",
-        "    return left.size == right.size and left.start % (2 * left.size) == 0\n",
-        "    return left.size == right.size\n",
+        "    return left.size == size and left.start % (2 * size) == 0\n",
+        "    return left.size == size\n",
         ("tests/unit/test_distributed_reduction.py",),
     ),
     Fault(
@@ -568,9 +568,24 @@ FAULTS = [
         ("tests/unit/test_branch.py",),
     ),
     Fault(
-        "weightless_micro_batches_count_as_one", "helios_fn/nn/mean.py",
-        "accumulate.scale_(flat, weight if bucket.is_floating else weight_of_others)",
-        "accumulate.scale_(flat, (weight or 1) if bucket.is_floating else weight_of_others)",
+        "a_counter_is_handed_on_in_memory_that_serves_again", "helios_fn/nn/layout.py",
+        "[leaf.clone() for leaf in leaves[ends[-1] :]]", "leaves[ends[-1] :]",
+        ("tests/unit/test_distributed_rooms.py",),
+    ),
+    Fault(
+        "gradients_of_another_shape_are_broadcast", "helios_fn/nn/layout.py",
+        "            packing.check(leaves)\n", "",
+        ("tests/unit/test_nn_microsteps.py",),
+    ),
+    Fault(
+        "a_sum_is_given_back_twice", "helios_fn/distributed/rooms.py",
+        "                and not any(term is other for other in self._idle)\n", "",
+        ("tests/unit/test_distributed_rooms.py",),
+    ),
+    Fault(
+        "weightless_micro_batches_count_as_one", "helios_fn/distributed/rooms.py",
+        "accumulate.scale_(vector, self._weight if bucket.is_floating else self._of_others)",
+        "accumulate.scale_(vector, (self._weight or 1) if bucket.is_floating else self._of_others)",
         ("tests/unit/test_nn_microsteps.py",),
     ),
 ]  # fmt: skip

@@ -25,7 +25,7 @@ def test_leaves_come_back_from_their_buckets(lists, in_memory_order):
     """Also in a later iteration, when the answer for these forms is known, and others were asked for in between."""
     for each in [*lists, *lists]:
         found = buckets.buckets(each, in_memory_order=in_memory_order, limit=32)
-        again = buckets.spread(found, buckets.packed(found, each))
+        again = buckets.spread(found, [bucket.flat(each) for bucket in found])
         for leaf, back in zip(each, again, strict=True):
             assert leaf.shape == back.shape
             assert leaf.dtype == back.dtype

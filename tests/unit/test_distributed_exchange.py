@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from helios_fn import tree
 from helios_fn.distributed import exchange as module
-from helios_fn.distributed.buckets import as_bytes, buckets, packed, spread
+from helios_fn.distributed.buckets import buckets
 from helios_fn.distributed.channel import Channel
 from helios_fn.distributed.exchange import exchange
-from helios_fn.distributed.reduction import SUMS, Partial, combine
+from helios_fn.distributed.reduction import SUMS, Partial, combine, leaves_of
+from helios_fn.distributed.rooms import Loose, Packing
 from helios_fn.schedule import rank_slice
 
 WAYS = {"gather": (1 << 30, 1 << 30), "scatter or all-reduce": (0, 0), "small ones gathered": (64, 0)}
@@ -36,6 +37,10 @@ class ThreadChannel(Channel):
         assert [part.numel() for part in received] == [0 if r == self.rank else n for r, n in enumerate(taken)]
         return received
 
+    def trade(self, flat, into):
+        (received,) = [part for part in self.gather(flat, [flat.numel()] * 2) if part is not flat]
+        into.copy_(received)
+
     def sum_(self, flats):
         for flat in flats:
             for rank, part in enumerate(self.gather(flat.clone(), [flat.numel()] * self.size)):
@@ -50,7 +55,12 @@ def random_term(generator):
     return [[torch.rand((), generator=generator).double()], grads, [torch.randint(0, 9, (3,), generator=generator)]]
 
 
-def summed(size: int, count: int, seed: int, reduction) -> list:
+def packing_of(term) -> Packing:
+    leaves = leaves_of(term)
+    return Packing(buckets(leaves, in_memory_order=True), leaves)
+
+
+def summed(size: int, count: int, seed: int, reduction, *, packs: bool = False) -> list:
     """What each of ``size`` processes gets for the sum of ``count`` random terms."""
     generator = torch.Generator().manual_seed(seed)
     terms = [random_term(generator) for _ in range(count)]
@@ -59,9 +69,14 @@ def summed(size: int, count: int, seed: int, reduction) -> list:
     def one(rank: int):
         start, stop = rank_slice(count, rank, size)
         total = SUMS[reduction](start)
+        packing = packing_of(terms[0])
+
+        def own(term):
+            return Loose(packing, leaves_of(term), 1, 1, matching=False) if packs else tree.map(torch.clone, term)
+
         for term in terms[start:stop]:
-            total.push(tree.map(torch.clone, term))
-        like = tree.map(torch.clone, terms[0])
+            total.push(own(term))
+        like = own(terms[0]).packed() if packs else own(terms[0])
         return exchange(ThreadChannel(rank, lines), Partial(total.blocks(), count, reduction, like))
 
     with ThreadPoolExecutor(size) as pool:
@@ -85,14 +100,13 @@ def test_every_process_gets_the_bits_of_one_that_is_alone(size, count, seed, way
     assert all(tree.equal(each, folded[0]) for each in folded)
 
 
-def test_packed_vectors_travel_without_a_copy_and_others_by_one():
-    leaves = [torch.tensor(2.0, dtype=torch.float64), torch.rand(5, 3), torch.rand(2)]
-    found = buckets(leaves)
-    flats = packed(found, leaves)
-    assert tree.equal(spread(found, flats), leaves)
-    message = as_bytes(flats, torch.device("cpu"))
-    assert message.data_ptr() == flats[0].data_ptr()
-    apart = as_bytes([flat.clone() for flat in flats], torch.device("cpu"))
-    assert [apart.numel(), apart[:8].view(torch.float64).item()] == [message.numel(), 2.0]
-    assert torch.equal(apart[16:84], message[16:84])
-    assert as_bytes([], torch.device("cpu")).numel() == 0
+@settings(deadline=None, max_examples=10)
+@given(size=st.integers(2, 4), count=st.integers(1, 6), seed=st.integers(0, 999), way=st.sampled_from([*WAYS]))
+def test_packed_terms_have_the_same_sum_as_loose_ones(size, count, seed, way):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "GATHERED_BYTES", WAYS[way][0])
+        patch.setattr(module, "PAIR_BYTES", WAYS[way][1])
+        for reduction in SUMS:
+            plain, packed = (summed(size, count, seed, reduction, packs=packs) for packs in (False, True))
+            packing = packing_of(random_term(torch.Generator()))
+            assert tree.equal([packing.leaves(vectors) for (vectors,) in packed], [*map(leaves_of, plain)])

@@ -312,6 +312,11 @@ PLAIN = (1.0, [1.0], Aux())
             ValueError,
             r"micro-batch 1 changes the buffer \['r'\], but micro-batch 0 returned it as it was",
         ),
+        (
+            [(1.0, [1.0, 2.0], Aux()), (1.0, [1.0], Aux())],
+            ValueError,
+            r"equal shapes: one has \(2,\) where another has \(1,\)",
+        ),
         ([(1.0, [1.0], Aux(buffers={"r": 2.0}))], TypeError, r"buffer \['r'\] is float 2.0: .* must be a tensor"),
         ([(1.0, [1.0], Aux(buffers={}))], ValueError, "micro-batch 0 returned buffers of another structure"),
     ],
