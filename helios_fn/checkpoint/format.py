@@ -21,9 +21,10 @@ from ..types import Json, Tree
 from . import arrays, canonical, header, manifest, storages, structure
 from .assembly import Assembly, sharded_as
 from .checksum import entry_of
-from .files import OS, THREADED, FileSystem, read_file, write_file
+from .files import OS, THREADED, FileSystem, read_file
 from .leaves import Leaf, Scalar, ShardedSpec, TensorSpec
 from .manifest import Manifest
+from .output import write_file
 from .shards import ShardFile, check_pieces, is_shard_file, shard_files_from_json
 from .snapshot import MAX_STATE_SIZE, STATE, TENSORS, Snapshot
 
@@ -70,7 +71,7 @@ def write_files(
     threaded: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """The same for files given piece by piece; ``threaded``: with a second thread for the checksums."""
+    """The same for files given piece by piece; ``threaded``: see `write_file`."""
     files.mkdir(folder)
     written = {name: write_file(files, folder / name, pieces, threaded=threaded) for name, pieces in contents.items()}
     complete = description._replace(files=written)

@@ -24,8 +24,8 @@ from .names import UNFINISHED, check_name, folder_name
 from .pending import Pending, holds
 from .pruning import Pruner
 from .saveable import check_saveable
-from .snapshot import Snapshots
-from .untouched import Untouched, wait_for_devices
+from .snapshot import Snapshot, Snapshots
+from .untouched import Untouched
 
 _log = logging.getLogger("helios_fn")
 
@@ -171,14 +171,11 @@ class Store:
         if metadata:
             check_name("metadata", metadata)
         check_saveable(state, free=free)
-        content = self._snapshots.take(state)
         description = Manifest(self.name, epoch, iteration, micro_step, metadata, {}, versions(), dict(record))
         # There and back, to refuse a bad record or count before anything is written, and to own the record.
         description = decode(encode(description))
         folder = self.folder / folder_name(self.name, epoch, micro_step, metadata)
-        untouched = Untouched(state, folder)
-        wait_for_devices(state)
-        return Pending(folder, description, content, untouched)
+        return Pending(folder, description, Untouched(state, folder))
 
     def commit(self, pending: Pending, *, background: bool = False) -> Path:
         """Write what `prepare` returned, durably and all or nothing, and return the checkpoint's folder.
@@ -192,12 +189,13 @@ class Store:
             CheckpointError: the disk refused, or the state has changed since `prepare`. All earlier checkpoints are as
                 they were.
         """
+        content = self._snapshots.take(pending.untouched.tree())
         with disk_errors(f"save {pending.folder}"):
-            if holds(self._files, pending):
+            if holds(self._files, pending, content):
                 pending.untouched.check()
                 self._files.sync_folder(self.folder)
             else:
-                self._write(pending, background)
+                self._write(pending, content, background)
         return pending.folder
 
     def load(self, checkpoint: Checkpoint, like: Tree, *, free: Collection[str] = ()) -> Tree:
@@ -279,8 +277,8 @@ class Store:
         self._files.sync_folder(self.folder)
         self._pruner.trust(Checkpoint(folder, complete))
 
-    def _write(self, pending: Pending, background: bool) -> None:
-        folder, description, content, untouched = pending
+    def _write(self, pending: Pending, content: Snapshot, background: bool) -> None:
+        folder, description, untouched = pending
         unfinished = folder.with_name(UNFINISHED + folder.name)
         taken = self._files.listdir(self.folder)
         if unfinished.name in taken:

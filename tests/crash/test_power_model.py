@@ -22,7 +22,7 @@ def only(*trees: Tree) -> set[object]:
 
 def write(disk: Disk, path: Path, data: bytes, *, sync: bool) -> None:
     handle = disk.create(path)
-    disk.write(handle, memoryview(data))
+    disk.write(handle, memoryview(data), 0)
     if sync:
         disk.sync(handle)
     disk.close(handle)
