@@ -57,6 +57,19 @@ def test_an_unsynced_file_may_hold_anything_between(memory: Path, disk: Disk) ->
     assert found(disk) == only(*expected)
 
 
+def test_bytes_may_be_written_in_any_order(memory: Path, disk: Disk) -> None:
+    """Each goes to its place; what was left out reads as zero."""
+    handle = disk.create(memory / "new")
+    disk.write(handle, memoryview(b"efgh"), 4)
+    disk.sync(handle)
+    disk.sync_folder(memory)
+    assert found(disk) == only({"old": b"old!", "new": b"\0\0\0\0efgh"})
+    disk.write(handle, memoryview(b"abcd"), 0)
+    disk.sync(handle)
+    disk.close(handle)
+    assert found(disk) == only({"old": b"old!", "new": b"abcdefgh"})
+
+
 def test_the_number_of_states_is_the_one_that_is_stated(memory: Path, disk: Disk) -> None:
     """For a file of three blocks under one pending name."""
     write(disk, memory / "new", b"abcdefghijkl", sync=False)
