@@ -6,12 +6,13 @@ threads prepare theirs.
 
 Whole chunks go to the disk directly. A copy of them in the page cache costs as much time of a core as all the rest,
 drives out what others have there, and would have to be written before the file is durable anyway. Where it cannot be
-avoided, the system is told to write each chunk at once.
+avoided, the system is told to begin with the writing at once.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,7 +28,9 @@ BLOCK = 1 << 20
 """How many bytes are written at once; what is written directly begins and ends at multiples of it."""
 
 WRITERS = 4
-"""Threads where the cores are free. They wait for the disk more than they compute, so that it is always busy."""
+"""Threads where the cores are free: some wait for the disk while others compute."""
+
+_FLUSHED = 4  # chunks at once: each call makes all cores come together
 
 _SMALL = 64 << 10  # copied with the interpreter's lock held: giving it back would take longer
 
@@ -45,16 +48,17 @@ def write_file(
     """
     handle = files.create(path)
     try:
-        output, rest = _Output(files, handle), list[_Chunk]()
+        output, chunks, rest = _Output(files, handle), _chunks(pieces), list[_Chunk]()
+        first = next(chunks, None)
+        if first is not None and first.size == CHUNK:
+            output.go_direct()
 
         def whole() -> Iterator[_Chunk]:
-            for chunk in _chunks(pieces):
-                if chunk.size < CHUNK:
-                    rest.append(chunk)
-                else:
-                    if chunk.number == 0:
-                        output.go_direct()
+            for chunk in itertools.chain([] if first is None else [first], chunks):
+                if chunk.size == CHUNK:
                     yield chunk
+                else:
+                    rest.append(chunk)
 
         spread(output.take, whole(), threads=WRITERS if threaded else 1)
         for chunk in rest:
@@ -115,14 +119,13 @@ class _Output:
             buffer = self._buffers.pop()
         except IndexError:
             buffer = mmap.mmap(-1, BLOCK)
-        checksums, start = Checksums(), chunk.number * CHUNK
-        position = start
+        checksums, position = Checksums(), chunk.number * CHUNK
         for block in _blocks(chunk.views, memoryview(buffer)):
             checksums.update(block)
             self._write(block, position)
             position += len(block)
-        if chunk.size == CHUNK and not self._direct:
-            self._files.flush_soon(self._handle, start, CHUNK)
+        if not self._direct and (chunk.number + 1) % _FLUSHED == 0:
+            self._files.flush_soon(self._handle, (chunk.number + 1 - _FLUSHED) * CHUNK, _FLUSHED * CHUNK)
         self._found[chunk.number] = checksums.entry()
         self._buffers.append(buffer)
 
