@@ -178,7 +178,7 @@ def shares(bench: Bench, load: Load, state: State) -> None:
     speed, syncing = size / timing.median(DISK) / 1000, 1000 * statistics.median(spent)
     bench.note(
         f"Alone, this disk takes {speed:.2f} GB/s, written directly and by as many threads as we use: no durable save "
-        "is quicker. Ours copies, sums and writes block by block in several threads, so that the first two rows overlap; "
+        "is quicker. Ours copies, sums and writes block by block in several threads: the first two rows overlap. "
         f"{syncing:.1f} ms of it are syncs. `{TORCH}` returns before its bytes are on the disk."
     )
 

@@ -19,7 +19,7 @@ from .files import OS, FileSystem, disk_errors, make_folders, remove_folder
 from .leftovers import finish
 from .listing import Checkpoint, Damaged, first_valid, scan
 from .lock import Lock
-from .manifest import Manifest, decode, encode, versions
+from .manifest import Manifest, owned, versions
 from .names import UNFINISHED, check_name, folder_name
 from .pending import Pending, holds
 from .pruning import Pruner
@@ -153,7 +153,8 @@ class Store:
     ) -> Pending:
         """Check all that can be wrong with a checkpoint but the disk, and hold on to what `commit` will write.
 
-        Nothing is written and no tensor copied, so this is the part of a save for the thread that trains.
+        Nothing is written and no tensor copied, so this is the part of a save for the thread that trains. What follows
+        from the structure alone is left to `commit`.
 
         Args:
             state: any tree that `check_saveable` accepts; its tensors must not change until `commit` returns.
@@ -173,7 +174,7 @@ class Store:
         check_saveable(state, free=free)
         description = Manifest(self.name, epoch, iteration, micro_step, metadata, {}, versions(), dict(record))
         # There and back, to refuse a bad record or count before anything is written, and to own the record.
-        description = decode(encode(description))
+        description = owned(description)
         folder = self.folder / folder_name(self.name, epoch, micro_step, metadata)
         return Pending(folder, description, Untouched(state, folder))
 
@@ -188,6 +189,7 @@ class Store:
         Raises:
             CheckpointError: the disk refused, or the state has changed since `prepare`. All earlier checkpoints are as
                 they were.
+            ValueError: there are more leaves than a checkpoint can describe.
         """
         content = self._snapshots.take(pending.untouched.tree())
         with disk_errors(f"save {pending.folder}"):
