@@ -12,7 +12,6 @@ avoided, the system is told to begin with the writing at once.
 from __future__ import annotations
 
 import errno
-import itertools
 import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -48,17 +47,16 @@ def write_file(
     """
     handle = files.create(path)
     try:
-        output, chunks, rest = _Output(files, handle), _chunks(pieces), list[_Chunk]()
-        first = next(chunks, None)
-        if first is not None and first.size == CHUNK:
-            output.go_direct()
+        output, rest = _Output(files, handle), list[_Chunk]()
 
         def whole() -> Iterator[_Chunk]:
-            for chunk in itertools.chain([] if first is None else [first], chunks):
-                if chunk.size == CHUNK:
-                    yield chunk
-                else:
+            for chunk in _chunks(pieces):
+                if chunk.size < CHUNK:
                     rest.append(chunk)
+                    return
+                if chunk.number == 0:  # before anything is written
+                    output.go_direct()
+                yield chunk
 
         spread(output.take, whole(), threads=WRITERS if threaded else 1)
         for chunk in rest:
