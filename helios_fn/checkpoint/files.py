@@ -24,6 +24,9 @@ _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL,
 # Errors that tell that a folder cannot have been changed by us.
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS}
 
+# What file systems say that have no such operation.
+_CANNOT = {errno.EINVAL, errno.ENODEV, errno.ENOSYS, errno.EOPNOTSUPP}
+
 
 class FileSystem:
     """The calls that checkpoints are made of, each as thin as the system call below it.
@@ -104,6 +107,18 @@ class FileSystem:
                 return False
             raise
         return on and flag != 0
+
+    def allocate(self, handle: int, size: int) -> None:
+        """Set space aside for a new file, and make it ``size`` bytes long; where that is not possible, do nothing.
+
+        A lack of space is an error now, and not later.
+        """
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
 
     def flush_soon(self, handle: int, start: int, size: int) -> None:
         """Let the disk begin with bytes that were written and are not needed in memory: a hint, and no promise."""

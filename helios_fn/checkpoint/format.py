@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -59,7 +60,8 @@ def write(
     """
     contents = {TENSORS: content.tensor_chunks(), STATE: [content.state]}
     threaded = content.size >= THREADED and not background
-    return write_files(files, folder, contents, description, threaded=threaded, check=check)
+    sizes = {TENSORS: content.size, STATE: len(content.state)}
+    return write_files(files, folder, contents, description, sizes=sizes, threaded=threaded, check=check)
 
 
 def write_files(
@@ -68,12 +70,16 @@ def write_files(
     contents: Mapping[str, Iterable[bytes | memoryview]],
     description: Manifest,
     *,
+    sizes: Mapping[str, int] = MappingProxyType({}),
     threaded: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """The same for files given piece by piece; ``threaded``: see `write_file`."""
+    """The same for files given piece by piece, of ``sizes`` where they are known; ``threaded``: see `write_file`."""
     files.mkdir(folder)
-    written = {name: write_file(files, folder / name, pieces, threaded=threaded) for name, pieces in contents.items()}
+    written = {
+        name: write_file(files, folder / name, pieces, size=sizes.get(name), threaded=threaded)
+        for name, pieces in contents.items()
+    }
     complete = description._replace(files=written)
     check()
     write_file(files, folder / manifest.FILE_NAME, [manifest.encode(complete)])

@@ -95,8 +95,10 @@ class ShardWriter(StorageWriter):
         entries = [_entry(item) for item in items]
         results = []
         if items:
-            pieces = _content(header.encode(entries), items, planner)
-            holds = write_file(self._files, self._folder / self._file, pieces)
+            start = header.encode(entries)
+            size = len(start) + sum(entry.size for entry in entries)
+            pieces = _content(start, items, planner)
+            holds = write_file(self._files, self._folder / self._file, pieces, size=size)
             for number, (item, entry) in enumerate(zip(items, entries, strict=True)):
                 results.append(WriteResult(item.index, entry.size, Written(self._file, number, entry, holds)))
         self._written()

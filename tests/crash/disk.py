@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, TypeAlias
 from .intercept import CALLS, Intercepted, Killed
 
 _SILENT = {"listdir", "is_folder", "size", "read", "direct", "flush_soon"}  # the last two say how, and promise nothing
-_LOGGED = {"mkdir", "rename", "remove", "rmdir", "create", "open", "write", "sync", "close", "sync_folder"}
+_LOGGED = {
+    "mkdir", "rename", "remove", "rmdir", "create", "open", "allocate", "write", "sync", "close", "sync_folder",
+}  # fmt: skip
 
 
 class Name(NamedTuple):
@@ -151,6 +153,9 @@ class Disk(Intercepted):
         number = self._folders[before].pop(source.name)
         self._folders[after][target.name] = number
         self.log.append(Move(before, source.name, after, target.name, number))
+
+    def _allocate(self, _: None, handle: int, size: int) -> None:
+        self.log.append(Data(self._handles[handle].number, 0, bytes(size)))
 
     def _write(self, count: int, handle: int, data: memoryview, start: int) -> None:
         self.log.append(Data(self._handles[handle].number, start, bytes(data[:count])))

@@ -88,7 +88,7 @@ def pieces(size: int) -> Iterator[bytes]:
 @pytest.mark.parametrize("size", [0, 1, BLOCK + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, len(NOISE)])
 def test_a_file_holds_what_it_was_given(tmp_path: Path, size: int, threaded: bool) -> None:
     """Every byte at its place, and the checksums are those of the bytes."""
-    found = write_file(Watched(), tmp_path / "file", pieces(size), threaded=threaded)
+    found = write_file(Watched(), tmp_path / "file", pieces(size), size=size, threaded=threaded)
     assert (tmp_path / "file").read_bytes() == NOISE[:size]
     assert found == entry_of(NOISE[:size])
 
@@ -98,7 +98,7 @@ def test_a_file_holds_what_it_was_given(tmp_path: Path, size: int, threaded: boo
 def test_what_the_file_system_cannot_do_is_not_to_be_seen(tmp_path: Path, kind: type[Watched], threaded: bool) -> None:
     """Where it takes nothing directly, says so late, or takes a part: the bytes go through the page cache."""
     files = kind()
-    found = write_file(files, tmp_path / "file", pieces(len(NOISE)), threaded=threaded)
+    found = write_file(files, tmp_path / "file", pieces(len(NOISE)), size=len(NOISE), threaded=threaded)
     assert (tmp_path / "file").read_bytes() == NOISE
     assert found == entry_of(NOISE)
     assert False in files.ways
@@ -108,9 +108,45 @@ def test_only_whole_chunks_are_written_directly(tmp_path: Path) -> None:
     """What is small, and the end of what is large, takes the usual way."""
     for size, ways in ((CHUNK - 1, {False}), (CHUNK, {True}), (CHUNK + 1, {True, False})):
         files = Watched()
-        write_file(files, tmp_path / str(size), pieces(size))
+        write_file(files, tmp_path / str(size), pieces(size), size=size)
         possible = files.direct(os.open(tmp_path / str(size), os.O_WRONLY), True)
         assert files.ways == (ways if possible else {False})
+
+
+def test_a_file_of_unknown_length_takes_the_usual_way(tmp_path: Path) -> None:
+    """Without space set aside, direct writes would wait for each other."""
+    files = Watched()
+    assert write_file(files, tmp_path / "file", pieces(len(NOISE))) == entry_of(NOISE)
+    assert files.ways == {False}
+
+
+def test_a_disk_too_small_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    """Where space can be set aside, a save that does not fit costs no time."""
+
+    class Full(Watched):
+        def direct(self, handle: int, on: bool) -> bool:
+            return on
+
+        def allocate(self, handle: int, size: int) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+        def write(self, handle: int, data: memoryview, start: int) -> int:
+            raise AssertionError
+
+    with pytest.raises(OSError, match="full"):
+        write_file(Full(), tmp_path / "file", pieces(len(NOISE)), size=len(NOISE))
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_sets_no_space_aside_gets_the_same_bytes(tmp_path: Path, monkeypatch, code: int) -> None:
+    """It says so, and is not asked again."""
+
+    def refuse(handle: int, start: int, size: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    assert write_file(Watched(), tmp_path / "file", pieces(len(NOISE)), size=len(NOISE)) == entry_of(NOISE)
+    assert (tmp_path / "file").read_bytes() == NOISE
 
 
 @pytest.mark.parametrize("threaded", [False, True])
@@ -126,7 +162,7 @@ def test_an_error_surfaces_when_all_threads_have_ended(tmp_path: Path, error: Ba
 
     files, before = Failing(), threading.active_count()
     with pytest.raises(type(error)) as caught:
-        write_file(files, tmp_path / "file", pieces(len(NOISE)), threaded=threaded)
+        write_file(files, tmp_path / "file", pieces(len(NOISE)), size=len(NOISE), threaded=threaded)
     assert caught.value is error
     assert (files.is_open, files.late, threading.active_count()) == (False, 0, before)
 
@@ -139,7 +175,7 @@ def test_an_error_of_the_content_surfaces(tmp_path: Path) -> None:
         raise MemoryError("no more")
 
     with pytest.raises(MemoryError, match="no more"):
-        write_file(Watched(), tmp_path / "file", broken(), threaded=True)
+        write_file(Watched(), tmp_path / "file", broken(), size=2 * CHUNK, threaded=True)
 
 
 # Threads --------------------------------------------------------------------------------------------------
