@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from ..errors import CheckpointError
 from . import header
-from .aside import spread
+from .aside import cores, spread
 from .checksum import CHUNK, Checksums, FileEntry, damaged
 from .files import PIECE, THREADED, FileSystem, open_file, read_exactly, split
 
@@ -59,7 +59,7 @@ def read(
                     _scatter(whole, group)
             found[number] = checksums.entry().chunks[0]
 
-        spread(take, len(found), threaded=size >= THREADED)
+        spread(take, range(len(found)), threads=min(cores(), len(found)) if size >= THREADED else 1)
     report(path, expected, FileEntry(size, tuple(found)), lambda: _names(entries, len(start)))
     if found_start != start:
         raise CheckpointError(f"{path} is damaged: its header is not the one that follows from the state")

@@ -17,8 +17,8 @@ somebody who means to be unnoticed: who can write the files can write the manife
 Why not a hash: without special instructions SHA-256 and BLAKE2 run at 0.35 to 0.45 GB/s on one core, CRC-32 in zlib at
 1.2 to 2.4; these sums at 4 from memory and 8 from the cache, where a copy in memory takes place at 1.5 to 4. A load
 therefore lets a few threads read and sum a chunk each, and each piece is summed where reading has just put it: in the
-cache. A save writes in one thread, in order, and sums in another; in the background of training, where the other cores
-are wanted and the disk is the limit, one thread does both.
+cache. A save sums each block where it has just been copied to, and writes it from there, in a few threads; in the
+background of training, where the other cores are wanted and the disk is the limit, one thread does all of it.
 """
 
 from __future__ import annotations

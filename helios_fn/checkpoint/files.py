@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .aside import Aside
-from .checksum import Checksums, FileEntry
 
 PIECE = 512 << 10
-"""How many bytes are read or written at once: they are still in the cache when their checksum is computed."""
+"""How many bytes are read at once: they are still in the cache when their checksum is computed."""
 
 THREADED = 4 << 20
 """From how many bytes on more threads than one pay."""
-
-_FLUSH = 32 << 20
 
 # Errors that tell of the file itself. Others (no permission, a network that fails) may be gone at the
 # next try, and are no reason to give up a checkpoint.
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENODEV}
 # Errors that tell that a folder cannot have been changed by us.
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+# What file systems say that have no such operation.
+_CANNOT = {errno.EINVAL, errno.ENODEV, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class FileSystem:
@@ -86,14 +86,43 @@ class FileSystem:
         """
         return os.preadv(handle, [into], start)
 
-    def write(self, handle: int, data: memoryview) -> int:
-        """Write some of ``data``; returns how many bytes."""
-        return os.write(handle, data)
+    def write(self, handle: int, data: memoryview, start: int) -> int:
+        """Write some of ``data`` to the bytes of the file from ``start`` on; returns how many.
+
+        Several threads may write a file at once.
+        """
+        return os.pwrite(handle, data, start)
+
+    def direct(self, handle: int, on: bool) -> bool:
+        """Let what is written from now on go to the disk past the page cache, or no longer; returns whether it does.
+
+        It may then be refused as an invalid argument if it is not aligned, in memory or in the file.
+        """
+        flag = getattr(os, "O_DIRECT", 0)  # Linux and FreeBSD
+        flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(handle, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
+        except OSError:
+            if on:  # the file system cannot
+                return False
+            raise
+        return on and flag != 0
+
+    def allocate(self, handle: int, size: int) -> None:
+        """Set space aside for a new file, and make it ``size`` bytes long; where that is not possible, do nothing.
+
+        A lack of space is an error now, and not later.
+        """
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
 
     def flush_soon(self, handle: int, start: int, size: int) -> None:
         """Let the disk begin with bytes that were written and are not needed in memory: a hint, and no promise."""
-        # Linux begins to write what it cannot drop. With the disk at work during the writes, and not only
-        # from the fsync on, a durable gigabyte takes 0.6 of the time.
+        # Linux begins to write what it cannot drop, and the fsync has less to wait for.
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):
                 os.posix_fadvise(handle, start, size, os.POSIX_FADV_DONTNEED)
@@ -131,44 +160,6 @@ def disk_errors(doing: str) -> Iterator[None]:
         code = errno.errorcode.get(error.errno or 0, "unknown error")
         where = f" at {error.filename}" if error.filename else ""
         raise CheckpointError(f"cannot {doing}: {error.strerror or error} ({code}){where}") from error
-
-
-def write_file(
-    files: FileSystem, path: Path, pieces: Iterable[bytes | memoryview], *, threaded: bool = False
-) -> FileEntry:
-    """Create a file, make it durable and say what it holds; ``threaded``: with a second thread for the checksums."""
-    checksums, size, flushed = Checksums(), 0, 0
-    handle = files.create(path)
-    try:
-        with Aside(checksums.update, threaded=threaded) as add:
-            for piece in split(pieces):
-                add(piece)
-                rest = piece
-                while rest:
-                    rest = rest[files.write(handle, rest) :]
-                size += len(piece)
-                if size - flushed >= _FLUSH:
-                    files.flush_soon(handle, flushed, size - flushed)
-                    flushed = size
-        files.sync(handle)
-    finally:
-        files.close(handle)
-    return checksums.entry()
-
-
-def joined(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    """The same bytes with small neighbours put together, so that many small tensors make few writes."""
-    small = bytearray()
-    for piece in pieces:
-        is_small = len(piece) < PIECE // 4
-        if is_small:
-            small += piece
-        if not is_small or len(small) >= PIECE:
-            yield bytes(small)
-            small.clear()
-        if not is_small:
-            yield piece
-    yield bytes(small)
 
 
 def split(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +22,10 @@ from ..types import Json, Tree
 from . import arrays, canonical, header, manifest, storages, structure
 from .assembly import Assembly, sharded_as
 from .checksum import entry_of
-from .files import OS, THREADED, FileSystem, read_file, write_file
+from .files import OS, THREADED, FileSystem, read_file
 from .leaves import Leaf, Scalar, ShardedSpec, TensorSpec
 from .manifest import Manifest
+from .output import write_file
 from .shards import ShardFile, check_pieces, is_shard_file, shard_files_from_json
 from .snapshot import MAX_STATE_SIZE, STATE, TENSORS, Snapshot
 
@@ -58,7 +60,8 @@ def write(
     """
     contents = {TENSORS: content.tensor_chunks(), STATE: [content.state]}
     threaded = content.size >= THREADED and not background
-    return write_files(files, folder, contents, description, threaded=threaded, check=check)
+    sizes = {TENSORS: content.size, STATE: len(content.state)}
+    return write_files(files, folder, contents, description, sizes=sizes, threaded=threaded, check=check)
 
 
 def write_files(
@@ -67,12 +70,16 @@ def write_files(
     contents: Mapping[str, Iterable[bytes | memoryview]],
     description: Manifest,
     *,
+    sizes: Mapping[str, int] = MappingProxyType({}),
     threaded: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """The same for files given piece by piece; ``threaded``: with a second thread for the checksums."""
+    """The same for files given piece by piece, of ``sizes`` where they are known; ``threaded``: see `write_file`."""
     files.mkdir(folder)
-    written = {name: write_file(files, folder / name, pieces, threaded=threaded) for name, pieces in contents.items()}
+    written = {
+        name: write_file(files, folder / name, pieces, size=sizes.get(name), threaded=threaded)
+        for name, pieces in contents.items()
+    }
     complete = description._replace(files=written)
     check()
     write_file(files, folder / manifest.FILE_NAME, [manifest.encode(complete)])

@@ -77,17 +77,32 @@ def encode(manifest: Manifest) -> bytes:
         TypeError: the record is not made of JSON values.
         ValueError: the record is too large or nested too deeply, or a count is negative.
     """
+    return _encoded(manifest)[0]
+
+
+def owned(manifest: Manifest) -> Manifest:
+    """The manifest that `decode` makes of what `encode` writes, with a record of its own.
+
+    Raises:
+        TypeError, ValueError: as `encode` does.
+    """
+    body = _encoded(manifest)[1]
+    return from_body({name: body[name] for name in Manifest._fields})
+
+
+def _encoded(manifest: Manifest) -> tuple[bytes, dict[str, Any]]:
+    """The bytes, and what is read from them."""
     body: dict[str, Any] = manifest._asdict() | {"format": SHARDED_FORMAT if len(manifest.files) > 2 else FORMAT}
     body["files"] = {name: entry._asdict() for name, entry in manifest.files.items()}
     _check_counts(body)
     try:
         data = canonical.dump(body | {"digest": _digest(body)}, indent=_INDENT)
-        canonical.parse(data, indent=_INDENT)
+        found: Any = canonical.parse(data, indent=_INDENT)
     except (TypeError, ValueError) as error:
         raise type(error)(f"record cannot be stored as JSON: {error}") from error
     if len(data) > MAX_SIZE:
         raise ValueError(f"record makes a manifest of {len(data)} bytes; at most {MAX_SIZE} are possible")
-    return data
+    return data, found
 
 
 def decode(data: bytes, folder: Path = Path("<root>", "checkpoints", "<name>")) -> Manifest:

@@ -18,13 +18,12 @@ class Pending(NamedTuple):
 
     folder: Path
     description: Manifest
-    content: Snapshot
     untouched: Untouched
 
 
-def holds(files: FileSystem, pending: Pending) -> bool:
+def holds(files: FileSystem, pending: Pending, content: Snapshot) -> bool:
     """Whether its folder is a valid checkpoint of exactly this already."""
-    folder, description, content, _ = pending
+    folder, description, _ = pending
     if folder.name not in files.listdir(folder.parent):
         return False
     try:

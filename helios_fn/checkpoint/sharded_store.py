@@ -15,10 +15,11 @@ from ..dtensors import any_sharded, is_sharded, local
 from ..errors import CheckpointError, ResumeRefused, StateOverwritten
 from ..types import Tree
 from . import format, manifest
-from .files import OS, FileSystem, disk_errors, remove_folder, write_file
+from .files import OS, FileSystem, disk_errors, remove_folder
 from .listing import Checkpoint
 from .manifest import Manifest
 from .names import UNFINISHED
+from .output import write_file
 from .pending import Pending
 from .saveable import check_saveable
 from .sharded_snapshot import sharded_snapshot

@@ -21,8 +21,9 @@ from torch.futures import Future
 
 from . import header, storages
 from .checksum import FileEntry
-from .files import FileSystem, joined, remove_folder, write_file
+from .files import FileSystem, remove_folder
 from .leaves import DTYPE_NAMES, Piece, ShardedSpec
+from .output import write_file
 from .shards import ShardFile, shard_file_name
 from .snapshot import entry_name
 
@@ -94,8 +95,10 @@ class ShardWriter(StorageWriter):
         entries = [_entry(item) for item in items]
         results = []
         if items:
-            pieces = _content(header.encode(entries), items, planner)
-            holds = write_file(self._files, self._folder / self._file, joined(pieces))
+            start = header.encode(entries)
+            size = len(start) + sum(entry.size for entry in entries)
+            pieces = _content(start, items, planner)
+            holds = write_file(self._files, self._folder / self._file, pieces, size=size)
             for number, (item, entry) in enumerate(zip(items, entries, strict=True)):
                 results.append(WriteResult(item.index, entry.size, Written(self._file, number, entry, holds)))
         self._written()

@@ -11,7 +11,6 @@ import torch
 from ..types import Tree
 from . import canonical, header, storages, structure
 from .checksum import Checksums, FileEntry, entry_of
-from .files import joined, split
 from .leaves import Leaf, Scalar, scalar_to_json
 
 TENSORS = "tensors.safetensors"
@@ -44,7 +43,7 @@ class Snapshot(NamedTuple):
 
     def tensor_chunks(self) -> Iterator[bytes | memoryview]:
         """The bytes of the tensor file, one range in memory at a time where ranges have to be copied."""
-        return joined(itertools.chain([self.start], map(storages.content, self.ranges())))
+        return itertools.chain([self.start], map(storages.content, self.ranges()))
 
     def ranges(self) -> Iterator[storages.Range]:
         """The ranges of bytes of the tensor file, in order."""
@@ -54,7 +53,7 @@ class Snapshot(NamedTuple):
     def files(self) -> dict[str, FileEntry]:
         """What the manifest would say of the files, without writing them."""
         checksums = Checksums()
-        for piece in split(self.tensor_chunks()):
+        for piece in self.tensor_chunks():
             checksums.update(piece)
         return {TENSORS: checksums.entry(), STATE: entry_of(self.state)}
 

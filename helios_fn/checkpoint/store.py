@@ -19,13 +19,13 @@ from .files import OS, FileSystem, disk_errors, make_folders, remove_folder
 from .leftovers import finish
 from .listing import Checkpoint, Damaged, first_valid, scan
 from .lock import Lock
-from .manifest import Manifest, decode, encode, versions
+from .manifest import Manifest, owned, versions
 from .names import UNFINISHED, check_name, folder_name
 from .pending import Pending, holds
 from .pruning import Pruner
 from .saveable import check_saveable
-from .snapshot import Snapshots
-from .untouched import Untouched, wait_for_devices
+from .snapshot import Snapshot, Snapshots
+from .untouched import Untouched
 
 _log = logging.getLogger("helios_fn")
 
@@ -153,7 +153,8 @@ class Store:
     ) -> Pending:
         """Check all that can be wrong with a checkpoint but the disk, and hold on to what `commit` will write.
 
-        Nothing is written and no tensor copied, so this is the part of a save for the thread that trains.
+        Nothing is written and no tensor copied, so this is the part of a save for the thread that trains. What follows
+        from the structure alone is left to `commit`.
 
         Args:
             state: any tree that `check_saveable` accepts; its tensors must not change until `commit` returns.
@@ -171,14 +172,11 @@ class Store:
         if metadata:
             check_name("metadata", metadata)
         check_saveable(state, free=free)
-        content = self._snapshots.take(state)
         description = Manifest(self.name, epoch, iteration, micro_step, metadata, {}, versions(), dict(record))
         # There and back, to refuse a bad record or count before anything is written, and to own the record.
-        description = decode(encode(description))
+        description = owned(description)
         folder = self.folder / folder_name(self.name, epoch, micro_step, metadata)
-        untouched = Untouched(state, folder)
-        wait_for_devices(state)
-        return Pending(folder, description, content, untouched)
+        return Pending(folder, description, Untouched(state, folder))
 
     def commit(self, pending: Pending, *, background: bool = False) -> Path:
         """Write what `prepare` returned, durably and all or nothing, and return the checkpoint's folder.
@@ -191,13 +189,15 @@ class Store:
         Raises:
             CheckpointError: the disk refused, or the state has changed since `prepare`. All earlier checkpoints are as
                 they were.
+            ValueError: there are more leaves than a checkpoint can describe.
         """
+        content = self._snapshots.take(pending.untouched.tree())
         with disk_errors(f"save {pending.folder}"):
-            if holds(self._files, pending):
+            if holds(self._files, pending, content):
                 pending.untouched.check()
                 self._files.sync_folder(self.folder)
             else:
-                self._write(pending, background)
+                self._write(pending, content, background)
         return pending.folder
 
     def load(self, checkpoint: Checkpoint, like: Tree, *, free: Collection[str] = ()) -> Tree:
@@ -279,8 +279,8 @@ class Store:
         self._files.sync_folder(self.folder)
         self._pruner.trust(Checkpoint(folder, complete))
 
-    def _write(self, pending: Pending, background: bool) -> None:
-        folder, description, content, untouched = pending
+    def _write(self, pending: Pending, content: Snapshot, background: bool) -> None:
+        folder, description, untouched = pending
         unfinished = folder.with_name(UNFINISHED + folder.name)
         taken = self._files.listdir(self.folder)
         if unfinished.name in taken:

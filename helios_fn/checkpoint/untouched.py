@@ -12,20 +12,30 @@ from ..types import Tree
 
 
 class Untouched:
-    """Remembers the version counters of a tree's tensors as they are now.
+    """Holds on to a tree's leaves, and remembers the version counters of its tensors as they are now.
 
     The counters are torch's own: they move with each in-place operation on a tensor or a view of it, but not with
     writes through ``.data``, NumPy or another process. Tensors made in inference mode have none.
 
+    Where tensors are on other devices, this waits until they have their values, so that another thread, with a stream
+    of its own, reads them. Nothing is copied: that thread transfers them while training goes on.
+
     Args:
-        tree: what is being saved; it is kept until this object goes.
+        tree: what is being saved. Its leaves are kept until this object goes; its containers may change.
         folder: where to, for the message.
     """
 
     def __init__(self, tree: Tree, folder: Path) -> None:
-        self._tree = tree
+        self._leaves, self._treespec = trees.flatten(tree)
         self._folder = folder
-        self._versions = _versions(tree)
+        self._versions = _versions(self._leaves)
+        tensors = (leaf for leaf in self._leaves if isinstance(leaf, torch.Tensor))
+        for device in {tensor.device for tensor in tensors if not tensor.is_cpu}:
+            torch.accelerator.synchronize(device)
+
+    def tree(self) -> Tree:
+        """The tree as it was, of its leaves and other containers."""
+        return trees.unflatten(self._treespec, self._leaves)
 
     def check(self) -> None:
         """Check that no counter has moved.
@@ -33,11 +43,12 @@ class Untouched:
         Raises:
             StateOverwritten: naming the leaves that were written to.
         """
-        found = _versions(self._tree)
+        found = _versions(self._leaves)
         if found == self._versions:
             return
-        paths = [path for path, leaf in trees.items(self._tree) if _has_version(leaf)]
-        written = [path for path, old, new in zip(paths, self._versions, found, strict=True) if old != new]
+        pairs = zip(self._versions, found, strict=True)
+        paths = trees.paths(self.tree())
+        written = [path for path, (old, new) in zip(paths, pairs, strict=True) if old != new]
         more = f" and {len(written) - 3} more" if len(written) > 3 else ""
         raise StateOverwritten(
             f"cannot save {self._folder}: {', '.join(written[:3])}{more} was written to while it was being saved. "
@@ -45,18 +56,6 @@ class Untouched:
         )
 
 
-def wait_for_devices(tree: Tree) -> None:
-    """Wait until the tensors of a tree have their values, so that another thread, with a stream of its own, reads them.
-
-    Nothing is copied: that thread transfers them while training goes on.
-    """
-    for device in {leaf.device for leaf in trees.leaves(tree) if isinstance(leaf, torch.Tensor) and not leaf.is_cpu}:
-        torch.accelerator.synchronize(device)
-
-
-def _versions(tree: Tree) -> list[int]:
-    return [leaf._version for leaf in trees.leaves(tree) if _has_version(leaf)]
-
-
-def _has_version(leaf: object) -> bool:
-    return isinstance(leaf, torch.Tensor) and not leaf.is_inference()
+def _versions(leaves: list[object]) -> list[int | None]:
+    """The counter of each leaf that has one."""
+    return [leaf._version if isinstance(leaf, torch.Tensor) and not leaf.is_inference() else None for leaf in leaves]

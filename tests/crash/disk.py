@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 from .intercept import CALLS, Intercepted, Killed
 
-_SILENT = {"listdir", "is_folder", "size", "read", "flush_soon"}  # the last starts a write, and promises nothing
-_LOGGED = {"mkdir", "rename", "remove", "rmdir", "create", "open", "write", "sync", "close", "sync_folder"}
+_SILENT = {"listdir", "is_folder", "size", "read", "direct", "flush_soon"}  # the last two say how, and promise nothing
+_LOGGED = {
+    "mkdir", "rename", "remove", "rmdir", "create", "open", "allocate", "write", "sync", "close", "sync_folder",
+}  # fmt: skip
 
 
 class Name(NamedTuple):
@@ -56,7 +58,6 @@ class _Handle:
 
     path: Path
     number: int
-    position: int = 0
 
 
 class Disk(Intercepted):
@@ -153,10 +154,11 @@ class Disk(Intercepted):
         self._folders[after][target.name] = number
         self.log.append(Move(before, source.name, after, target.name, number))
 
-    def _write(self, count: int, handle: int, data: memoryview) -> None:
-        file = self._handles[handle]
-        self.log.append(Data(file.number, file.position, bytes(data[:count])))
-        file.position += count
+    def _allocate(self, _: None, handle: int, size: int) -> None:
+        self.log.append(Data(self._handles[handle].number, 0, bytes(size)))
+
+    def _write(self, count: int, handle: int, data: memoryview, start: int) -> None:
+        self.log.append(Data(self._handles[handle].number, start, bytes(data[:count])))
 
     def _close(self, _: None, handle: int) -> None:
         del self._handles[handle]

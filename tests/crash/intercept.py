@@ -124,7 +124,7 @@ class Faulty(Intercepted):
         if self._fault.raises is None:
             return effect(args[0], args[1][:1], *args[2:]) if name in ("read", "write") else effect(*args)
         if name == "write" and self._fault.part == 0.5:
-            effect(args[0], args[1][: len(args[1]) // 2])
+            effect(args[0], args[1][: len(args[1]) // 2], *args[2:])
         elif self._fault.part == 1.0:
             result = effect(*args)
             if name in ("create", "open"):  # nobody will close it

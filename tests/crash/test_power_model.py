@@ -22,7 +22,7 @@ def only(*trees: Tree) -> set[object]:
 
 def write(disk: Disk, path: Path, data: bytes, *, sync: bool) -> None:
     handle = disk.create(path)
-    disk.write(handle, memoryview(data))
+    disk.write(handle, memoryview(data), 0)
     if sync:
         disk.sync(handle)
     disk.close(handle)
@@ -55,6 +55,19 @@ def test_an_unsynced_file_may_hold_anything_between(memory: Path, disk: Disk) ->
     lengths = {0: [b""], 2: [b"ab", b"a\0", b"\0\0", noise * 2], 4: [b"abcd", b"ab\0\0", bytes(4), noise * 4]}
     expected = [{"old": b"old!", "new": content} for contents in lengths.values() for content in contents]
     assert found(disk) == only(*expected)
+
+
+def test_bytes_may_be_written_in_any_order(memory: Path, disk: Disk) -> None:
+    """Each goes to its place; what was left out reads as zero."""
+    handle = disk.create(memory / "new")
+    disk.write(handle, memoryview(b"efgh"), 4)
+    disk.sync(handle)
+    disk.sync_folder(memory)
+    assert found(disk) == only({"old": b"old!", "new": b"\0\0\0\0efgh"})
+    disk.write(handle, memoryview(b"abcd"), 0)
+    disk.sync(handle)
+    disk.close(handle)
+    assert found(disk) == only({"old": b"old!", "new": b"abcdefgh"})
 
 
 def test_the_number_of_states_is_the_one_that_is_stated(memory: Path, disk: Disk) -> None:

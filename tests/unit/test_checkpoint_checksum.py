@@ -6,8 +6,6 @@ import functools
 import hashlib
 import random
 import struct
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 
 from helios_fn import tree
 from helios_fn.checkpoint import FileSystem, Store, verify
-from helios_fn.checkpoint.aside import AHEAD, MOST, Aside, spread
+from helios_fn.checkpoint.aside import MOST
 from helios_fn.checkpoint.checksum import CHUNK, COLUMNS, Checksums, FileEntry, damaged, entry_of
 from helios_fn.errors import CheckpointError
 
@@ -214,7 +212,7 @@ def test_a_file_that_ends_at_the_border_of_a_chunk_is_noticed(file: Path) -> Non
             overwrite(file, 0, whole)
 
 
-def test_one_thread_or_two_write_the_same(store: Store, tmp_path: Path) -> None:
+def test_one_thread_or_several_write_the_same(store: Store, tmp_path: Path) -> None:
     """And what was written in the background is read as it was."""
     alone = Store(tmp_path, "run", files=Volatile())
     pending = alone.prepare(state(2), epoch=0, iteration=2, micro_step=2, record={})
@@ -232,112 +230,3 @@ def test_verifying_takes_no_memory_for_the_tensors(store: Store) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < (MOST + 2) * MIB
-
-
-# Threads --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("threaded", [False, True])
-def test_work_aside_is_done_in_order(threaded: bool) -> None:
-    """All of it when the block ends, in one other thread or in none."""
-    done: list[tuple[int, int]] = []
-    with Aside(lambda item: done.append((item, threading.get_ident())), threaded=threaded) as aside:
-        for item in range(100):
-            aside(item)
-    assert [item for item, _ in done] == list(range(100))
-    (worker,) = {ident for _, ident in done}
-    assert (worker == threading.get_ident()) != threaded
-
-
-@pytest.mark.parametrize("threaded", [False, True])
-def test_an_error_aside_surfaces(threaded: bool) -> None:
-    """It waits for nobody, and nothing is done after it."""
-    done: list[int] = []
-
-    def work(item: int) -> None:
-        done.append(item)
-        if item == 3:
-            raise MemoryError("no more")
-
-    def feed() -> None:
-        with Aside(work, threaded=threaded) as aside:
-            for item in range(100):
-                aside(item)
-
-    with pytest.raises(MemoryError, match="no more"):
-        feed()
-    assert done == [0, 1, 2, 3]
-
-
-def test_an_error_of_the_first_thread_comes_first() -> None:
-    """As it was raised; the second thread has ended by then."""
-
-    def feed() -> None:
-        with Aside(lambda item: 1 / item, threaded=True) as aside:
-            aside(0)
-            raise KeyError
-
-    before = threading.active_count()
-    with pytest.raises(KeyError):
-        feed()
-    assert threading.active_count() == before
-
-
-def test_where_no_thread_can_be_started_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when the interpreter is shutting down."""
-
-    def refuse(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    done: list[int] = []
-    with Aside(done.append, threaded=True) as aside:
-        aside(1)
-    assert done == [1]
-
-
-def test_the_first_thread_does_not_run_far_ahead() -> None:
-    """What waits is bounded, and so is the memory."""
-    free, handed = threading.Event(), []
-    work: Callable[[int], object] = lambda item: free.wait(30)  # noqa: E731
-
-    def feed() -> None:
-        with Aside(work, threaded=True) as aside:
-            for item in range(AHEAD + 5):
-                aside(item)
-                handed.append(item)
-
-    feeder = threading.Thread(target=feed)
-    feeder.start()
-    feeder.join(0.2)
-    assert len(handed) <= AHEAD + 1
-    free.set()
-    feeder.join()
-    assert len(handed) == AHEAD + 5
-
-
-@pytest.mark.parametrize("threaded", [False, True])
-def test_work_is_spread_and_each_number_done_once(threaded: bool) -> None:
-    """In one thread in order, in several in any."""
-    done: list[int] = []
-    spread(done.append, 100, threaded=threaded)
-    assert sorted(done) == list(range(100))
-    assert threaded or done == sorted(done)
-    spread(done.append, 0, threaded=threaded)
-    assert len(done) == 100
-
-
-@pytest.mark.parametrize("threaded", [False, True])
-def test_an_error_of_spread_work_surfaces(threaded: bool) -> None:
-    """Once the other threads have ended; what had not begun never does."""
-    before, done = threading.active_count(), []
-
-    def work(number: int) -> None:
-        if number == 5:
-            raise MemoryError("no more")
-        done.append(number)
-
-    with pytest.raises(MemoryError, match="no more"):
-        spread(work, 1000, threaded=threaded)
-    assert len(done) < 999
-    assert threading.active_count() == before

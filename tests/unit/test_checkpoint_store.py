@@ -249,7 +249,7 @@ def test_a_failed_save_leaves_nothing_behind(tmp_path: Path) -> None:
     """A full disk is not kept full by half a checkpoint, and the error says where and why."""
 
     class Full(Volatile):
-        def write(self, handle: int, data: memoryview) -> int:
+        def write(self, handle: int, data: memoryview, start: int) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     save(make(tmp_path), 1)
@@ -263,8 +263,8 @@ def test_reads_and_writes_may_be_short(tmp_path: Path) -> None:
     """The system promises to move some bytes, not all."""
 
     class Slow(Volatile):
-        def write(self, handle: int, data: memoryview) -> int:
-            return super().write(handle, data[:7])
+        def write(self, handle: int, data: memoryview, start: int) -> int:
+            return super().write(handle, data[:7], start)
 
         def read(self, handle: int, into: memoryview, start: int) -> int:
             return super().read(handle, into[:5], start)
