@@ -296,6 +296,7 @@ def test_the_example_survives_a_kill_with_the_same_bits(tmp_path, call):
     torch.set_num_threads(1)
     short = ["--set", "run.unit=iteration", "--set", "run.total=6", "--set", "run.validate_every=6"]
     short += ["--set", "run.checkpoint_every=2", "--set", "run.progress=false", "--set", "data.samples=160"]
+    short += ["--set", "run.async_save=false"]  # so that the second checkpoint is there when it is killed
     roots = {name: tmp_path / name for name in ("alone", "killed")}
     settings = {name: [*short, "--set", f"run.root={root}"] for name, root in roots.items()}
     with pytest.raises(hf.LaunchFailed, match="SIGKILL"):
