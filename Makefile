@@ -52,7 +52,7 @@ soak: $(READY) ## the laws with many more examples, every fault against checkpoi
 mutants: $(READY) ## plant faults one at a time and show that the suite catches every one
 	$(BIN)/python tests/mutants/run.py
 
-bench: $(PEERS_READY) ## measure against loops by hand and other frameworks; writes bench/RESULTS.md (under 20 minutes)
+bench: $(PEERS_READY) ## measure against loops by hand and other frameworks; writes bench/RESULTS.md (half an hour)
 	$(PEERS)/bin/python -m bench.all
 
 seek: $(PEERS_READY) ## time to the first batch in the middle of ten million samples, against torchdata
