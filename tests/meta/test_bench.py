@@ -35,7 +35,7 @@ def run(monkeypatch, capsys, name: str, *arguments: str) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.parametrize("name", (*SCRIPTS, *APART))
+@pytest.mark.parametrize("name", [*SCRIPTS, *APART])
 def test_a_benchmark_asks_a_question_and_imports_without_its_peers(name):
     """Its docstring starts with the question it answers; whoever lacks a peer can still run it."""
     path = BENCH / f"{name}.py"
