@@ -9,7 +9,7 @@ PEERS_READY := $(PEERS)/ready
 # Tests of one file share processes, and stay together.
 BOTH_CORES := --numprocesses 2 --dist loadfile
 
-.PHONY: help demo world test docs laws lint types check soak mutants bench seek peers clean
+.PHONY: help demo world test docs laws lint types check soak mutants bench benchmore peers clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,11 +52,11 @@ soak: $(READY) ## the laws with many more examples, every fault against checkpoi
 mutants: $(READY) ## plant faults one at a time and show that the suite catches every one
 	$(BIN)/python tests/mutants/run.py
 
-bench: $(PEERS_READY) ## measure against loops by hand and other frameworks; writes bench/RESULTS.md (half an hour)
+bench: $(PEERS_READY) ## measure training against loops by hand and other frameworks; writes bench/RESULTS.md (under 20 minutes)
 	$(PEERS)/bin/python -m bench.all
 
-seek: $(PEERS_READY) ## time to the first batch in the middle of ten million samples, against torchdata
-	$(PEERS)/bin/python -m bench.seek
+benchmore: $(PEERS_READY) ## measure saving and loading, several processes, and seeking in ten million samples; the same file
+	$(PEERS)/bin/python -m bench.all --more
 
 peers: $(PEERS_READY) ## kill and resume the same job in other training loops; writes bench/PEERS.md (under 15 minutes)
 	$(PEERS)/bin/python -m bench.peers

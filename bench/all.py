@@ -1,9 +1,10 @@
 """Runs the benchmarks one after the other, each in a process of its own, and writes ``bench/RESULTS.md``.
 
-    python -m bench.all [--quick] [--threads 1] [--rounds 15]
+    python -m bench.all [--more] [--quick] [--threads 1] [--rounds 9]
 
-The order is from the questions that matter most to those that take longest. A benchmark that fails does not stop the
-others, but it is told at the end, and the exit status is 1.
+These are the benchmarks of training on one machine; with ``--more`` those of disks, of several processes and of long
+data instead. The order is from the questions that matter most to those that take longest. A benchmark that fails does
+not stop the others, but it is told at the end, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import time
 from . import results
 
 SCRIPTS = (
-    "step", "gradient", "framework", "driver", "ensemble", "memory", "optim", "random",
-    "loader", "checkpoint", "compile", "imports", "world",
+    "step", "gradient", "framework", "driver", "ensemble", "memory", "optim", "random", "loader", "compile", "imports",
 )  # fmt: skip
-APART = ("seek",)  # a peer of it replays ten million samples: `make seek`
+MORE = ("checkpoint", "world", "seek")
 
 
 def main() -> int:
     """Run them, and tell which targets were missed."""
     failed, began = [], time.monotonic()
-    for name in SCRIPTS:
+    options = [option for option in sys.argv[1:] if option != "--more"]
+    for name in SCRIPTS if options == sys.argv[1:] else MORE:
         start = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", f"bench.{name}", *sys.argv[1:]], check=False)
+        done = subprocess.run([sys.executable, "-m", f"bench.{name}", *options], check=False)
         print(f"-- {name} took {time.monotonic() - start:.0f} s\n", flush=True)
         failed += [name] if done.returncode else []
     if results.RESULTS.exists():

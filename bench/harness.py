@@ -108,7 +108,7 @@ class Bench:
         parser.add_argument("--quick", action="store_true", help="two tiny rounds, to see that it works")
         parser.add_argument("--dry", action="store_true", help="leave bench/RESULTS.md alone")
         parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
-        parser.add_argument("--rounds", type=int, default=15, help="rounds of each comparison (default 15)")
+        parser.add_argument("--rounds", type=int, default=9, help="rounds of each comparison (default 9)")
         parser.add_argument("--part", help="measure only this part, and write nothing")
         parser.add_argument("--into", help=argparse.SUPPRESS)  # where a part leaves what it found
         given = parser.parse_args(arguments)

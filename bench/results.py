@@ -9,8 +9,9 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "RESULTS.md"
 HEAD = """# Results
 
-Written by `make bench`; each section is replaced when its script runs (`python -m bench.step`). Ratios are medians
-over rounds, in each of which all cases of a table run one after the other: compare within a table, not between two.
+Written by `make bench` and `make benchmore`; each section is replaced when its script runs (`python -m bench.step`).
+Ratios are medians over rounds, in each of which all cases of a table run one after the other: compare within a table,
+not between two.
 """
 TARGETS_HEAD = "| target | wanted | found | verdict |\n|---|---|---|---|"
 SECTION = re.compile(r"<!-- section (\w+) -->\n(.*?)<!-- end \1 -->\n", re.DOTALL)

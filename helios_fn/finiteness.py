@@ -13,6 +13,7 @@ from .tracing import is_traced
 
 _SMALL = 4096  # elements of a tensor
 _COPIED = 1 << 16  # elements altogether
+_ONE = torch.ones(1, device="cpu")
 _flatten = torch._C._nn.flatten_dense_tensors
 
 
@@ -25,7 +26,7 @@ def all_finite(leaves: Iterable[Any]) -> bool | torch.Tensor:
     found, traced = [*leaves], is_traced()
     if any_sharded(found):
         return _all_finite_shards(found)
-    if not traced and has_finite_norm(found):
+    if not traced and _has_finite_norm(found):
         return True
     tensors = [leaf for leaf in found if isinstance(leaf, torch.Tensor)]
     inexact = [_real(leaf) for leaf in tensors if leaf.numel() and _is_inexact(leaf)]
@@ -47,20 +48,33 @@ def _all_finite_shards(leaves: list[Any]) -> bool | torch.Tensor:
     return bool(everybody) if device.type == "cpu" else everybody
 
 
-def has_finite_norm(leaves: list[Any], sizes: dict[int, bool] | None = None) -> bool:
+def are_found_finite(tensors: list[torch.Tensor]) -> bool:
+    """Whether these are tensors on the CPU without NaN and infinities: in one kernel, without a copy.
+
+    No says nothing: other kinds of tensors are not looked at. Not for traced regions. The kernel is that of torch's
+    loss scaling: it writes each element to where it was, times one. So no value changes, but the tensors must not be
+    anybody else's who watches their versions.
+    """
+    try:
+        if not tensors[0].is_cpu or any_sharded(tensors):
+            return False  # to read the answer would be to wait
+        found = torch.zeros(1, device="cpu")
+        torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, _ONE)
+        return found.item() == 0.0
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        return False  # Python scalars, and tensors that overlap themselves, are complex, sparse or of 8 bits
+
+
+def _has_finite_norm(leaves: list[Any]) -> bool:
     """Whether these are tensors on the CPU of finite Euclidean norm: quick, and yes only if all elements are finite.
 
-    No says nothing: the norm may overflow. Not for traced regions. ``sizes`` remembers for callers who ask again and
-    again what lists of so many tensors are like; it decides the cost, and nothing else.
+    No says nothing: the norm may overflow. Not for traced regions.
     """
-    sizes, count = {} if sizes is None else sizes, len(leaves)
     try:
-        if not leaves[0].is_cpu or any_sharded(leaves):
+        if not leaves[0].is_cpu:
             return False  # to read it would be to wait; of several devices no copy is made either
         # One kernel over one copy of all small tensors; the copy of large ones would cost more than kernels for each.
-        if count not in sizes:
-            sizes[count] = sum(map(torch.Tensor.numel, leaves)) <= _COPIED
-        if sizes[count]:
+        if sum(map(torch.Tensor.numel, leaves)) <= _COPIED:
             return math.isfinite(_square(leaves))
         large = [leaf for leaf in leaves if leaf.numel() > _SMALL]
         total = _square([leaf for leaf in leaves if leaf.numel() <= _SMALL])

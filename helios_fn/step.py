@@ -9,11 +9,12 @@ import torch
 
 from . import random, tree
 from .finite import mark_bad
-from .finiteness import all_finite, has_finite_norm
+from .finiteness import all_finite, are_found_finite
 from .frames import border
 from .graph import whole_graph
 from .nn import Average, GradFn, Gradients, LossFn, Mean, Precision, cast_by, gradients_of, mean_over, microsteps
 from .optim import Optimizer, loss_scale
+from .scalars import Constants, Counts
 from .state import TrainState, check_optimizer, give_away, micro_keys
 from .tracing import is_traced
 from .types import MicroBatches, Tree
@@ -84,7 +85,7 @@ def make_step(
         gradients = gradients._replace(plain=_refuse_unscaled)
     if compile == "grad":
         gradients = _compiled(gradients, compile_options)
-    return MadeStep(Recipe(gradients, optimizer, average, {}), compile, compile_options)
+    return MadeStep(Recipe(gradients, optimizer, average), compile, compile_options)
 
 
 def _refuse_unscaled(*_: Any) -> Any:
@@ -104,7 +105,6 @@ class Recipe(NamedTuple):
     gradients: Gradients
     optimizer: Optimizer
     average: Average | None
-    sizes: dict[int, bool]  # see `has_finite_norm`
 
 
 class Parts(NamedTuple):
@@ -193,7 +193,8 @@ class MadeStep:
 
 def _with_tensors(old: Parts) -> Parts:
     """What the compiler would else take for a constant, as a tensor."""
-    return old._replace(iteration=torch.as_tensor(old.iteration, dtype=torch.int64))
+    known = old.iteration
+    return old._replace(iteration=known.long() if isinstance(known, torch.Tensor) else _counts.tensor(known))
 
 
 def _region(recipe: Recipe, donate: bool, options: Mapping[str, Any] | None) -> Callable[..., Any]:
@@ -245,7 +246,7 @@ def _next(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Parts, 
 
 def _first_bad(recipe: Recipe, old: Parts, mean: Mean, opt_state: Tree) -> torch.Tensor:
     """The sticky leaf, as it is after the iteration."""
-    if not is_traced() and _is_plainly_finite(mean, recipe.sizes):
+    if not is_traced() and _is_plainly_finite(mean):
         return old.first_bad
     scaled = loss_scale(opt_state)
     if scaled is not None:
@@ -254,9 +255,9 @@ def _first_bad(recipe: Recipe, old: Parts, mean: Mean, opt_state: Tree) -> torch
     return mark_bad(old.first_bad, all_finite([mean.loss, *tree.leaves(mean.grads)]), old.iteration)
 
 
-def _is_plainly_finite(mean: Mean, sizes: dict[int, bool]) -> bool:
-    """Whether loss and gradients are seen to be finite at once; a dict of tensors needs no flattening."""
-    return type(mean.grads) is dict and has_finite_norm([mean.loss, *mean.grads.values()], sizes)
+def _is_plainly_finite(mean: Mean) -> bool:
+    """Whether loss and gradients, which are nobody else's, are seen to be finite at once: dicts need no flattening."""
+    return type(mean.grads) is dict and are_found_finite([mean.loss, *mean.grads.values()])
 
 
 def _updated(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Tree, Tree, Tree]:
@@ -330,21 +331,4 @@ def _metrics(mean: Mean, monitored: Mapping[str, Any], traced: bool) -> dict[str
     return metrics
 
 
-class _Constants:
-    """The last value of each name as a tensor: a learning rate is often what it was, and to make one takes time."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, tuple[float, torch.Tensor]] = {}
-
-    def tensor(self, name: str, value: float) -> torch.Tensor:
-        """``value`` as a 0-d float64 tensor."""
-        known, made = self._last.get(name, (None, None))
-        if made is not None and known == value != 0 and made._version == 0:
-            return made
-        made = torch.scalar_tensor(value, dtype=torch.float64, device="cpu")
-        if not made.is_inference():  # which has no version
-            self._last[name] = (value, made)
-        return made
-
-
-_constants = _Constants()
+_constants, _counts = Constants(), Counts(torch.int64)

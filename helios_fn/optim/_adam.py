@@ -11,6 +11,7 @@ from torch.optim.adam import adam as _adam_kernels
 from torch.optim.adamw import adamw as _adamw_kernels
 
 from ..frames import border
+from ..scalars import Counts
 from .base import Optimizer
 from .checks import decays, flag, number
 from .formulas import at, following, present, root, toward
@@ -97,7 +98,7 @@ class AdamRule(Rule):
         if self.mode == "fused":
             kernel = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
             # The kernel reads the count of this update, which is the same for all tensors.
-            step = torch.scalar_tensor(count + 1, dtype=torch.float32, device=params[0].device)
+            step = _step(count + 1, params[0].device)
             kernel(*tensors, [step] * len(params), **settings)
         else:
             kernels = _adamw_kernels if self.decoupled else _adam_kernels
@@ -126,3 +127,12 @@ class AdamRule(Rule):
             new.append(torch.maximum(slots[2], square))
         scale = root(new[-1]) / at(param, correction) + at(param, self.eps)
         return param - at(param, rate) * (mean / scale), new
+
+
+_counts = Counts(torch.float32)
+
+
+def _step(count: int, device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return _counts.tensor(count)
+    return torch.scalar_tensor(count, dtype=torch.float32, device=device)  # filled there: a copy would be waited for

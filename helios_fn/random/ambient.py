@@ -14,12 +14,11 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 import torch
 
-from . import twisters
+from . import imaged, twisters
 from .derive import Words
 from .generators import STATE_WORDS, set_torch_state, state_words
 from .twisters import NumpyState, PythonState
 
-_CPU_ALONE = (torch.default_generator,)
 _HALF = STATE_WORDS // 2  # one twister's state in 64-bit words
 
 
@@ -42,29 +41,35 @@ def capture_torch() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     return torch.default_generator.get_state(), tuple([each.get_state() for each in _cuda_generators()])
 
 
-Glance: TypeAlias = tuple[Any, list[torch.Tensor]]
-"""The states of the global generators in the form that costs least to take and to compare."""
+Glance: TypeAlias = tuple[tuple[Any, ...], tuple[torch.Tensor, ...]]
+"""The states of the global generators in the form that costs least to take and to compare: CUDA's are apart."""
 
 
 def glance() -> Glance | None:
     """The present states, or ``None`` where they cannot be had quickly."""
     seen = twisters.glance()
-    return None if seen is None else (seen, [*map(torch.Generator.get_state, _torch_generators())])
+    if seen is None:
+        return None
+    cuda = tuple([each.get_state() for each in _cuda_generators()])
+    return (imaged.image(torch.default_generator), *seen), cuda
 
 
 def still_holds(before: Glance) -> bool:
     """Whether the generators are as they were; where that cannot be seen at once, the answer is no."""
-    now = twisters.glance()
-    if now is None or now != before[0]:
+    now = glance()
+    if now is None or now[0] != before[0] or len(now[1]) != len(before[1]):
         return False
-    states = [*map(torch.Generator.get_state, _torch_generators())]
-    return len(states) == len(before[1]) and all(map(torch.equal, states, before[1]))
+    return all(map(torch.equal, now[1], before[1]))
 
 
-def of_glance(before: Glance) -> Ambient:
-    """The same states in the form that `restore` takes."""
-    cpu, *cuda = before[1]
-    return Ambient(cpu, tuple(cuda), *twisters.of_glance(before[0]))
+def put_back(before: Glance) -> None:
+    """Give the generators the states that `glance` has seen."""
+    (image, *seen), cuda = before
+    imaged.put_back(torch.default_generator, image)
+    _restore_cuda(cuda)
+    python, numpy = twisters.of_glance(seen)
+    twisters.load_python(python)
+    twisters.load_numpy(numpy)
 
 
 def restore(ambient: Ambient) -> None:
@@ -78,8 +83,12 @@ def restore_torch(captured: tuple[torch.Tensor, tuple[torch.Tensor, ...]]) -> No
     """Put captured states of torch's generators back."""
     cpu, cuda = captured
     torch.default_generator.set_state(cpu)
-    if cuda:
-        for each, state in zip(_cuda_generators(), cuda, strict=True):
+    _restore_cuda(cuda)
+
+
+def _restore_cuda(states: tuple[torch.Tensor, ...]) -> None:
+    if states:  # else CUDA was not initialised then
+        for each, state in zip(_cuda_generators(), states, strict=True):
             each.set_state(state)
 
 
@@ -168,10 +177,6 @@ def _flat(part: Any) -> bytes:
     if isinstance(part, np.ndarray):
         return part.tobytes()
     return part if isinstance(part, bytes) else repr(part).encode()
-
-
-def _torch_generators() -> tuple[torch.Generator, ...]:
-    return (torch.default_generator, *torch.cuda.default_generators) if torch.cuda.is_initialized() else _CPU_ALONE
 
 
 def _cuda_generators() -> tuple[torch.Generator, ...]:

@@ -9,6 +9,7 @@ import torch
 
 from ..signature import Signature
 from ..types import Key
+from .imaged import image, put_back
 from .within import torch_scope
 
 _KINDS = 8  # of batches whose graphs are known to draw nothing
@@ -39,11 +40,11 @@ class Seeded:
                 return self._function(*args)
         generator = torch.default_generator
         if any(kind.matches(batch) for kind in self._quiet):
-            before = generator.get_state()
+            before = image(generator)
             result = self._function(*args)
-            if torch.equal(before, generator.get_state()):
+            if image(generator) == before:
                 return result
-            generator.set_state(before)
+            put_back(generator, before)
             self._quiet.clear()
             if consumes:
                 raise RuntimeError(
@@ -52,8 +53,8 @@ class Seeded:
                     "set donate=False"
                 )
         with torch_scope(key):
-            before = generator.get_state()
+            before = image(generator)
             result = self._function(*args)
-            if torch.equal(before, generator.get_state()):
+            if image(generator) == before:
                 self._quiet = [*self._quiet[1 - _KINDS :], Signature(batch)]
             return result

@@ -17,6 +17,7 @@ import ctypes
 import functools
 import random
 import struct
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def glance() -> tuple[Any, ...] | None:
     return bit_generator, numpy.raw, _waiting().raw, python.raw, _python.gauss_next
 
 
-def of_glance(seen: tuple[Any, ...]) -> tuple[PythonState, NumpyState]:
+def of_glance(seen: Sequence[Any]) -> tuple[PythonState, NumpyState]:
     """The states that `glance` saw."""
     bit_generator, twister, waiting, python, gauss = seen
     return PythonState(python, gauss), NumpyState(bit_generator, twister, waiting, None)

@@ -50,7 +50,7 @@ def within(key: Key, function: Callable[..., T], /, *args: Any) -> T:
             return result
     finally:
         opened.innermost = outer
-    ambient.restore(ambient.of_glance(before))
+    ambient.put_back(before)
     _note(function, draws=True)
     return _seeded(key, function, args)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench import imports, results
-from bench.all import APART, SCRIPTS
+from bench.all import MORE, SCRIPTS
 from bench.harness import Bench, Skip, Target, Whole, attempt, measure
 from bench.measure import Span, Timing, in_situ
 
@@ -35,7 +35,7 @@ def run(monkeypatch, capsys, name: str, *arguments: str) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, *APART])
+@pytest.mark.parametrize("name", [*SCRIPTS, *MORE])
 def test_a_benchmark_asks_a_question_and_imports_without_its_peers(name):
     """Its docstring starts with the question it answers; whoever lacks a peer can still run it."""
     path = BENCH / f"{name}.py"
@@ -50,7 +50,7 @@ def test_a_benchmark_asks_a_question_and_imports_without_its_peers(name):
 def test_make_bench_knows_every_benchmark():
     """A file that can be run is one that ``python -m bench.all`` runs."""
     runnable = {path.stem for path in BENCH.glob("*.py") if '\nif __name__ == "__main__"' in path.read_text()}
-    assert runnable <= {*SCRIPTS, *APART, "all"}
+    assert runnable <= {*SCRIPTS, *MORE, "all"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "helios_fn"
 
 # Each name is a module or a folder of the package; a folder's members may import each other.
 LAYERS = [
-    {"types", "errors", "tracing", "signature", "dtensors", "text", "frames", "branching", "later"},
+    {"types", "errors", "tracing", "signature", "dtensors", "text", "frames", "branching", "later", "scalars"},
     {"tree", "random", "config", "accumulate", "finiteness", "graph", "patterns"},
     {"state", "schedule", "fingerprint", "overriding"},
     {"distributed"},
