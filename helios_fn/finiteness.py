@@ -14,6 +14,7 @@ from .tracing import is_traced
 _SMALL = 4096  # elements of a tensor
 _COPIED = 1 << 16  # elements altogether
 _ONE = torch.ones(1, device="cpu")
+_zeros: list[torch.Tensor] = []  # one for each thread that was here at once
 _flatten = torch._C._nn.flatten_dense_tensors
 
 
@@ -58,9 +59,12 @@ def are_found_finite(tensors: list[torch.Tensor]) -> bool:
     try:
         if not tensors[0].is_cpu or any_sharded(tensors):
             return False  # to read the answer would be to wait
-        found = torch.zeros(1, device="cpu")
+        found = _zeros.pop() if _zeros else torch.zeros(1, device="cpu")
         torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, _ONE)
-        return found.item() == 0.0
+        if found.item() != 0.0:
+            return False
+        _zeros.append(found)  # as it was
+        return True
     except (AttributeError, IndexError, RuntimeError, TypeError):
         return False  # Python scalars, and tensors that overlap themselves, are complex, sparse or of 8 bits
 

@@ -239,14 +239,14 @@ def _next(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Parts, 
         if misfit:
             raise ValueError(misfit) from error
         raise
-    first_bad = _first_bad(recipe, old, mean, opt_state)
+    first_bad = _first_bad(old, mean, opt_state, traced)
     new = Parts(params, mean.buffers, opt_state, averages, first_bad, old.iteration)
     return new, _metrics(mean, monitored, traced)
 
 
-def _first_bad(recipe: Recipe, old: Parts, mean: Mean, opt_state: Tree) -> torch.Tensor:
+def _first_bad(old: Parts, mean: Mean, opt_state: Tree, traced: bool) -> torch.Tensor:
     """The sticky leaf, as it is after the iteration."""
-    if not is_traced() and _is_plainly_finite(mean):
+    if not traced and _is_plainly_finite(mean):
         return old.first_bad
     scaled = loss_scale(opt_state)
     if scaled is not None:
