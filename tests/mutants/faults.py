@@ -588,4 +588,20 @@ FAULTS = [
         "accumulate.scale_(vector, (self._weight or 1) if bucket.is_floating else self._of_others)",
         ("tests/unit/test_nn_microsteps.py",),
     ),
+    Fault(
+        "the_watch_overlooks_a_waiting_normal", "helios_fn/random/imaged.py",
+        "    return _memory(generator._cdata + offset).raw  # type: ignore[attr-defined]\n",
+        "    return _memory(generator._cdata + offset).raw[:-24]  # type: ignore[attr-defined]\n",
+        ("tests/unit/test_random_imaged.py",),
+    ),
+    Fault(
+        "a_gradient_that_is_not_finite_is_passed_over", "helios_fn/finiteness.py",
+        "        if found.item() != 0.0:\n            return False\n", "",
+        ("tests/unit/test_finiteness.py",),
+    ),
+    Fault(
+        "a_lent_number_was_written_to", "helios_fn/scalars.py",
+        " and made[0]._version == 0:  # all are views", ":  # all are views",
+        ("tests/unit/test_scalars.py",),
+    ),
 ]  # fmt: skip
