@@ -57,6 +57,9 @@ class CompiledStep:
         """The next state; ``state`` is given away, see `MadeStep.donating`."""
         return self._run(state, batch, donate=True)
 
+    def __repr__(self) -> str:
+        return f"compile({self._step!r})"
+
     def _run(self, state: TrainState, batch: Any, *, donate: bool) -> TrainState:
         if is_traced():
             return self._step(state, batch)

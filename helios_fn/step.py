@@ -155,6 +155,11 @@ class MadeStep:
         """What the update will follow: the mean over the iteration's micro-batches, see `helios_fn.microsteps`."""
         return microsteps(_grad_fn(self._gradients, state.opt_state), state, batch)
 
+    def __repr__(self) -> str:
+        average = "" if self._recipe.average is None else ", average=..."
+        compiled = "" if self.compile is None else f", compile={self.compile!r}"
+        return f"make_step(..., {self.optimizer!r}{average}{compiled})"
+
     def _run(self, state: TrainState, batch: Any, *, donate: bool) -> TrainState:
         old = Parts(
             state.params, state.buffers, state.opt_state, state.averages, state.first_bad, state.counters.iteration

@@ -89,6 +89,9 @@ class EnsembleStep:
             metrics=_by_member(metrics, members.active),
         )
 
+    def __repr__(self) -> str:
+        return f"ensemble({self._step!r})"
+
     def donating(self, state: TrainState, batch: Any) -> TrainState:
         """The same, since a mapped step could make no use of the memory of ``state``; `compile` sees to that."""
         return self(state, batch)

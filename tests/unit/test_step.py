@@ -205,3 +205,10 @@ def test_each_state_logs_the_rate_of_its_own_update(writes):
         assert state.metrics["learning_rate"].item() == rate
         if writes:
             state.metrics["learning_rate"].zero_()
+
+
+def test_a_step_tells_what_it_is_made_of():
+    """A notebook shows the optimiser and the mode, not an address."""
+    step = hf.make_step(lambda params, buffers, batch, key: params["w"].sum(), hf.optim.sgd(0.5), compile="grad")
+    assert repr(step) == f"make_step(..., {hf.optim.sgd(0.5)!r}, compile='grad')"
+    assert repr(hf.compile(hf.ensemble(step))) == f"compile(ensemble({step!r}))"
