@@ -7,6 +7,7 @@ time: a draw by another thread would be lost, or would enter the sequence. A pro
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeAlias
@@ -16,7 +17,7 @@ import torch
 
 from . import imaged, twisters
 from .derive import Words
-from .generators import STATE_WORDS, set_torch_state, state_words
+from .generators import STATE_WORDS, state_words
 from .twisters import NumpyState, PythonState
 
 _HALF = STATE_WORDS // 2  # one twister's state in 64-bit words
@@ -25,7 +26,7 @@ _HALF = STATE_WORDS // 2  # one twister's state in 64-bit words
 class Ambient(NamedTuple):
     """The states of the global generators; of CUDA's, one for each device once CUDA is initialised."""
 
-    torch: torch.Tensor
+    torch: bytes
     cuda: tuple[torch.Tensor, ...]
     python: PythonState
     numpy: NumpyState
@@ -36,9 +37,9 @@ def capture() -> Ambient:
     return Ambient(*capture_torch(), twisters.save_python(), twisters.save_numpy())
 
 
-def capture_torch() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def capture_torch() -> tuple[bytes, tuple[torch.Tensor, ...]]:
     """The present states of torch's generators: the CPU's, and those of CUDA."""
-    return torch.default_generator.get_state(), tuple([each.get_state() for each in _cuda_generators()])
+    return imaged.image(torch.default_generator), tuple([each.get_state() for each in _cuda_generators()])
 
 
 Glance: TypeAlias = tuple[tuple[Any, ...], tuple[torch.Tensor, ...]]
@@ -50,8 +51,8 @@ def glance() -> Glance | None:
     seen = twisters.glance()
     if seen is None:
         return None
-    cuda = tuple([each.get_state() for each in _cuda_generators()])
-    return (imaged.image(torch.default_generator), *seen), cuda
+    cpu, cuda = capture_torch()
+    return (cpu, *seen), cuda
 
 
 def still_holds(before: Glance) -> bool:
@@ -64,9 +65,8 @@ def still_holds(before: Glance) -> bool:
 
 def put_back(before: Glance) -> None:
     """Give the generators the states that `glance` has seen."""
-    (image, *seen), cuda = before
-    imaged.put_back(torch.default_generator, image)
-    _restore_cuda(cuda)
+    (cpu, *seen), cuda = before
+    restore_torch((cpu, cuda))
     python, numpy = twisters.of_glance(seen)
     twisters.load_python(python)
     twisters.load_numpy(numpy)
@@ -79,16 +79,12 @@ def restore(ambient: Ambient) -> None:
     twisters.load_numpy(ambient.numpy)
 
 
-def restore_torch(captured: tuple[torch.Tensor, tuple[torch.Tensor, ...]]) -> None:
+def restore_torch(captured: tuple[bytes, tuple[torch.Tensor, ...]]) -> None:
     """Put captured states of torch's generators back."""
     cpu, cuda = captured
-    torch.default_generator.set_state(cpu)
-    _restore_cuda(cuda)
-
-
-def _restore_cuda(states: tuple[torch.Tensor, ...]) -> None:
-    if states:  # else CUDA was not initialised then
-        for each, state in zip(_cuda_generators(), states, strict=True):
+    imaged.put_back(torch.default_generator, cpu)
+    if cuda:  # else CUDA was not initialised then
+        for each, state in zip(_cuda_generators(), cuda, strict=True):
             each.set_state(state)
 
 
@@ -97,22 +93,21 @@ def seed(words: Words) -> None:
 
     All CUDA devices get the same seed, so that noise does not depend on which device a process uses.
     """
-    fill = state_words(words, 1 + 3 * _HALF)
-    _seed_torch(fill)
-    data = fill.tobytes()
+    data = state_words(words, 1 + 3 * _HALF).tobytes()
+    _seed_torch(data[: 8 + 8 * _HALF])
     twisters.seed_python(data[8 + 8 * _HALF : 8 + 16 * _HALF])
     twisters.seed_numpy(data[8 + 16 * _HALF :])
 
 
 def seed_torch(words: Words) -> None:
     """The part of `seed` that concerns torch."""
-    _seed_torch(state_words(words, 1 + _HALF))
+    _seed_torch(state_words(words, 1 + _HALF).tobytes())
 
 
-def _seed_torch(fill: np.ndarray) -> None:
-    set_torch_state(torch.default_generator, fill[: 1 + _HALF])
+def _seed_torch(words: bytes) -> None:
+    imaged.seed(torch.default_generator, words)
     for each in _cuda_generators():
-        each.manual_seed(int(fill[0]))
+        each.manual_seed(int.from_bytes(words[:8], sys.byteorder))
 
 
 def ambient_fingerprint() -> dict[str, bytes]:
@@ -121,7 +116,8 @@ def ambient_fingerprint() -> dict[str, bytes]:
     The names are "torch", "torch.cuda:<i>" (once CUDA is initialised), "random" and "numpy.random".
     """
     ambient = capture()
-    prints = {"torch": _bytes_of_tensor(ambient.torch)}
+    # In the official form: an image has bytes that mean nothing, and who puts a state back need not put back those.
+    prints = {"torch": _bytes_of_tensor(torch.default_generator.get_state())}
     prints |= {f"torch.cuda:{i}": _bytes_of_tensor(state) for i, state in enumerate(ambient.cuda)}
     prints["random"] = _bytes_of(ambient.python)
     prints["numpy.random"] = _bytes_of(ambient.numpy)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .generators import STATE_WORDS
+from .generators import STATE_WORDS, set_torch_state
 
 _HEAD = 20  # bytes before the words: seed, how many are left, whether it is seeded, which is next
 _SEARCHED = 256  # bytes; the words of every known version begin within them, and the whole is ten times as long
@@ -41,6 +41,23 @@ def put_back(generator: torch.Generator, image: bytes) -> None:
         generator.set_state(torch.frombuffer(bytearray(image), dtype=torch.uint8))
     else:
         _memory(generator._cdata + offset).raw = image  # type: ignore[attr-defined]
+
+
+def seed(generator: torch.Generator, words: bytes) -> None:
+    """What `set_torch_state` does, with the bytes of its words."""
+    offset = _offset()
+    if offset is None:
+        set_torch_state(generator, np.frombuffer(words, np.uint64))
+    else:
+        before, after = _around_words()
+        _memory(generator._cdata + offset).raw = words[:8] + before + words[8:] + after  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _around_words() -> tuple[bytes, bytes]:
+    """What is around the seed and the words of a generator that was seeded and has not drawn yet."""
+    fresh = image(torch.Generator("cpu").manual_seed(1))
+    return fresh[8:_HEAD], fresh[_HEAD + 4 * STATE_WORDS :]
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helios_fn.random import imaged
+from helios_fn.random.generators import set_torch_state
 
 DRAWS = {
     "uniform": lambda generator: torch.rand(1, generator=generator),
@@ -41,6 +43,16 @@ def test_images_tell_states_apart_and_bring_them_back(way, seed, names, then):
         assert (imaged.image(generator) == before) == (name == "nothing")
     imaged.put_back(other, before)
     assert torch.equal(other.get_state(), official)
+
+
+@given(words=st.binary(min_size=8 * 313, max_size=8 * 313), name=st.sampled_from(sorted(DRAWS)))
+def test_seeding_is_the_official_way_in_bytes(way, words, name):
+    """Whatever was drawn before, also where a normal waits."""
+    generator, expected = torch.Generator(), torch.Generator()
+    DRAWS[name](generator)
+    imaged.seed(generator, words)
+    set_torch_state(expected, np.frombuffer(words, np.uint64))
+    assert torch.equal(generator.get_state(), expected.get_state())
 
 
 def test_the_layout_of_this_version_is_known():
