@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,7 @@ _COPIED = 1 << 16  # elements altogether
 _ONE = torch.ones(1, device="cpu")
 _zeros: list[torch.Tensor] = []  # one for each thread that was here at once
 _flatten = torch._C._nn.flatten_dense_tensors
+_is_on_cpu = operator.attrgetter("is_cpu")
 
 
 def all_finite(leaves: Iterable[Any]) -> bool | torch.Tensor:
@@ -49,23 +51,23 @@ def _all_finite_shards(leaves: list[Any]) -> bool | torch.Tensor:
     return bool(everybody) if device.type == "cpu" else everybody
 
 
-def are_found_finite(tensors: list[torch.Tensor]) -> bool:
+def are_found_finite(loss: torch.Tensor, grads: list[torch.Tensor]) -> bool:
     """Whether these are tensors on the CPU without NaN and infinities: in one kernel, without a copy.
 
     No says nothing: other kinds of tensors are not looked at. Not for traced regions. The kernel is that of torch's
-    loss scaling: it writes each element to where it was, times one. So no value changes, but the tensors must not be
-    anybody else's who watches their versions.
+    loss scaling: it writes each element of ``grads`` to where it was, times one. So no value changes, but they must
+    not be anybody else's who watches their versions.
     """
     try:
-        if not tensors[0].is_cpu or any_sharded(tensors):
+        if not loss.is_cpu or not all(map(_is_on_cpu, grads)) or any_sharded(grads):
             return False  # to read the answer would be to wait
         found = _zeros.pop() if _zeros else torch.zeros(1, device="cpu")
-        torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, _ONE)
+        torch._amp_foreach_non_finite_check_and_unscale_(grads, found, _ONE)
         if found.item() != 0.0:
             return False
         _zeros.append(found)  # as it was
-        return True
-    except (AttributeError, IndexError, RuntimeError, TypeError):
+        return math.isfinite(loss.item())
+    except (AttributeError, RuntimeError, TypeError):
         return False  # Python scalars, and tensors that overlap themselves, are complex, sparse or of 8 bits
 
 

@@ -262,7 +262,7 @@ def _first_bad(old: Parts, mean: Mean, opt_state: Tree, traced: bool) -> torch.T
 
 def _is_plainly_finite(mean: Mean) -> bool:
     """Whether loss and gradients, which are nobody else's, are seen to be finite at once: dicts need no flattening."""
-    return type(mean.grads) is dict and are_found_finite([mean.loss, *mean.grads.values()])
+    return type(mean.grads) is dict and are_found_finite(mean.loss, [*mean.grads.values()])
 
 
 def _updated(recipe: Recipe, old: Parts, mean: Mean, donate: bool) -> tuple[Tree, Tree, Tree]:

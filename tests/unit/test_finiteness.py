@@ -54,7 +54,7 @@ def test_the_quick_way_says_yes_only_rightly_and_changes_no_bit(kinds, seed, bad
         leaf = leaves[data.draw(st.integers(0, len(leaves) - 1))]
         leaf[data.draw(st.integers(0, len(leaf) - 1))] = bad
     before = [leaf.clone() for leaf in leaves]
-    assert are_found_finite(leaves) is (bad is None)
+    assert are_found_finite(torch.tensor(1.0), leaves) is (bad is None)
     for old, new in zip(before, leaves, strict=True):
         assert torch.equal(old.isnan(), new.isnan())  # which one of all that are NaN is not asked for
         assert torch.equal(
@@ -77,8 +77,13 @@ def test_the_quick_way_says_yes_only_rightly_and_changes_no_bit(kinds, seed, bad
 )
 def test_the_quick_way_does_not_judge_other_tensors(leaf):
     """Then the way that can is taken, as the step does."""
-    assert are_found_finite([leaf]) is False
-    assert are_found_finite([]) is False
+    assert are_found_finite(torch.tensor(1.0), [leaf]) is False
+    assert are_found_finite(leaf, []) is False
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 3e38, 0.0])
+def test_the_quick_way_looks_at_the_loss(loss):
+    assert are_found_finite(torch.tensor(loss), []) is math.isfinite(loss)
 
 
 def limit(dtype: torch.dtype) -> float:
