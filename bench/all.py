@@ -3,8 +3,8 @@
     python -m bench.all [--more] [--quick] [--threads 1] [--rounds 9]
 
 These are the benchmarks of training on one machine; with ``--more`` those of disks, of several processes and of long
-data instead. The order is from the questions that matter most to those that take longest. A benchmark that fails does
-not stop the others, but it is told at the end, and the exit status is 1.
+data instead. The first one leaves to the others what it has compiled. A benchmark that fails does not stop the others,
+but it is told at the end, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from . import results
 
 SCRIPTS = (
-    "step", "gradient", "framework", "driver", "ensemble", "memory", "optim", "random", "loader", "compile", "imports",
+    "compile", "step", "gradient", "framework", "driver", "ensemble", "memory", "optim", "random", "loader", "imports",
 )  # fmt: skip
 MORE = ("checkpoint", "world", "seek")
 

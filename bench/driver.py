@@ -31,12 +31,12 @@ SETTINGS = {
 }
 # So many iterations that a turn lasts long enough, by how much each costs.
 LENGTHS = {
-    "bare loop": 40_000,
-    "helios_fn": 20_000,
-    "Lightning": 1000,
-    "Ignite": 2000,
-    "Accelerate": 5000,
-    "Helios": 2000,
+    "bare loop": 20_000,
+    "helios_fn": 10_000,
+    "Lightning": 500,
+    "Ignite": 1000,
+    "Accelerate": 2500,
+    "Helios": 1000,
 }
 
 

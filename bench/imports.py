@@ -14,7 +14,7 @@ import sys
 from .harness import Bench, Span, Whole
 
 LIMIT = 0.3
-ROUNDS = 10
+ROUNDS = 5
 OURS, COLLECTED, LATER = "import helios_fn", "the same after a collection", "what a first program asks for later"
 PROGRAMS = {  # before the clock starts, and while it runs
     OURS: ("import torch, optree", "import helios_fn"),

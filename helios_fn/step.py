@@ -199,7 +199,8 @@ class MadeStep:
 def _with_tensors(old: Parts) -> Parts:
     """What the compiler would else take for a constant, as a tensor."""
     known = old.iteration
-    return old._replace(iteration=known.long() if isinstance(known, torch.Tensor) else _counts.tensor(known))
+    iteration = known.long() if isinstance(known, torch.Tensor) else _counts.tensor(known)
+    return Parts(old.params, old.buffers, old.opt_state, old.averages, old.first_bad, iteration)
 
 
 def _region(recipe: Recipe, donate: bool, options: Mapping[str, Any] | None) -> Callable[..., Any]:

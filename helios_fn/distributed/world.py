@@ -205,6 +205,10 @@ def _join(here: Place, timeout: float) -> None:
 
 
 def _part() -> None:
+    # While anybody holds a group its threads live, and what they hold last would be freed as the interpreter ends.
+    for world in _default.values():
+        world.leave()
+    _default.clear()
     if dist.is_initialized():
         with contextlib.suppress(Exception):
             dist.destroy_process_group()

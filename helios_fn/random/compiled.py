@@ -35,26 +35,34 @@ class Seeded:
         Raises:
             RuntimeError: it consumed its arguments and drew, after it had drawn nothing from a batch of that kind.
         """
-        if torch.cuda.is_initialized() or not all([isinstance(leaf, torch.Tensor) for leaf in batch]):  # noqa: C419
-            with torch_scope(key):
-                return self._function(*args)
+        if not torch.cuda.is_initialized():
+            for kind in self._quiet:
+                if kind.matches(batch):
+                    return self._watched(key, batch, args, consumes)
+        return self._seeded(key, batch, args)
+
+    def _watched(self, key: Key, batch: Sequence[Any], args: tuple[Any, ...], consumes: bool) -> Any:
         generator = torch.default_generator
-        if any(kind.matches(batch) for kind in self._quiet):
-            before = image(generator)
-            result = self._function(*args)
-            if image(generator) == before:
-                return result
-            put_back(generator, before)
-            self._quiet.clear()
-            if consumes:
-                raise RuntimeError(
-                    "a compiled step that had drawn nothing from torch's generators drew now, and its state is given "
-                    "away: draw in every call, hand its key to models made with functional(..., draws='keyed'), or "
-                    "set donate=False"
-                )
+        before = image(generator)
+        result = self._function(*args)
+        if image(generator) == before:
+            return result
+        put_back(generator, before)
+        self._quiet.clear()
+        if consumes:
+            raise RuntimeError(
+                "a compiled step that had drawn nothing from torch's generators drew now, and its state is given "
+                "away: draw in every call, hand its key to models made with functional(..., draws='keyed'), or "
+                "set donate=False"
+            )
+        return self._seeded(key, batch, args)
+
+    def _seeded(self, key: Key, batch: Sequence[Any], args: tuple[Any, ...]) -> Any:
+        generator = torch.default_generator
         with torch_scope(key):
             before = image(generator)
             result = self._function(*args)
-            if image(generator) == before:
-                self._quiet = [*self._quiet[1 - _KINDS :], Signature(batch)]
-            return result
+            is_quiet = image(generator) == before and not torch.cuda.is_initialized()
+        if is_quiet and all(isinstance(leaf, torch.Tensor) for leaf in batch):
+            self._quiet = [*self._quiet[1 - _KINDS :], Signature(batch)]
+        return result

@@ -79,7 +79,8 @@ class TestTotal:
         cfg = config(unit=of, total=hf.Total(n, unit), micro_batches=micro_batches, limit_train_batches=limit)
         result = hf.run(count, fresh(), data, cfg)
         inside = data.batches_per_epoch if limit is None else min(limit, data.batches_per_epoch)
-        states = [(done, done_epochs(seen[:done], inside), sum(s for _, s, _ in seen[:done])) for done, _, _ in seen]
+        ends = [0, *(done for done, _, _ in seen)]
+        states = [(done, done_epochs(seen[:done], inside), sum(s for _, s, _ in seen[:done])) for done in ends]
         reached = {"iteration": 0, "epoch": 1, "sample": 2}[unit]
         assert result.reason is hf.Reason.TOTAL
         assert states[-1][reached] >= n

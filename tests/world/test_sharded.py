@@ -23,7 +23,8 @@ TRAININGS = st.builds(
     Training,
     optimizer=st.sampled_from(sorted(jobs.OPTIMIZERS)),
     micro_batches=st.sampled_from((4, 8)),
-    sizes=st.tuples(*[st.integers(2, 5)] * 8),
+    # Of two samples batch norm makes nearly -1 and 1, whatever they are: the gradient behind it is rounding.
+    sizes=st.tuples(*[st.integers(3, 5)] * 8),
     average=st.sampled_from((None, 0.9)),
     donate=st.booleans(),
 )
