@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -319,6 +320,40 @@ def test_the_same_script_runs_alone_and_under_torchrun(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ, check=False)
     assert done.returncode == 0, done.stderr
     assert totals.read_text() == "3.0\n3.0\n"
+
+
+ENDING = """
+import atexit, os
+import torch
+import helios_fn as hf
+
+atexit.register(lambda: print(len(os.listdir("/proc/self/task"))))  # the first that is registered is called last
+hf.distributed.connect().sum_([torch.ones(3)])
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_no_thread_of_the_connections_outlives_the_program():
+    """Else what it holds last is freed while the interpreter ends, and the process aborts, now and then."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    size = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDING],
+            env={**os.environ, **size, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for each in started:
+        said, _ = each.communicate(timeout=60)
+        while_connected, at_the_end = map(int, said.split())
+        assert while_connected > at_the_end == 1
+        assert each.returncode == 0
 
 
 # The end of the process that launches.
