@@ -162,13 +162,13 @@ def compare(bench: Bench, limits: Limits) -> None:
 def parts(workload: Workload) -> dict[str, Callable[[], Any]]:
     """What our step is made of, and torch's own calls that do the core of it."""
     import helios_fn as hf
-    from helios_fn.finiteness import all_finite
+    from helios_fn.finiteness import are_found_finite
 
     loss_fn, params, buffers = models.pure_parts(workload)
     optimizer, batch = hf.optim.adamw(LEARNING_RATE), workload.batches()[0]
     state = hf.init_state(params, optimizer, buffers=buffers)
     key, both = hf.micro_keys(state, batch)[0], hf.value_and_grad(loss_fn, has_aux=True)
-    _, grads = both(params, buffers, batch, key)
+    (loss, _), grads = both(params, buffers, batch, key)
     given = {name: leaf.clone() for name, leaf in params.items()}, optimizer.init(params)
 
     def scope() -> None:
@@ -187,7 +187,7 @@ def parts(workload: Workload) -> dict[str, Callable[[], Any]]:
         "optimizer.update(donate=True)": donated,
         "key of the micro-batch": lambda: hf.micro_keys(state, batch),
         "scope of the key": scope,
-        "watch for values that are not finite": lambda: all_finite(list(grads.values())),
+        "watch for values that are not finite": lambda: are_found_finite(loss, [*grads.values()]),
         "optimizer.monitor": lambda: optimizer.monitor(state.opt_state),
         "state.replace": lambda: state.replace(metrics={}),
     }
