@@ -136,9 +136,11 @@ def test_the_make_targets_of_the_readme_exist():
 
 
 def test_the_number_of_planted_faults_in_the_readme_is_that_of_the_table():
-    """What `make mutants` plants."""
+    """What `make mutants` plants; and it can plant each of them."""
     faults = runpy.run_path(str(ROOT / "tests/mutants/faults.py"))["FAULTS"]
     assert f"plants {len(faults)} faults" in " ".join(TEXT.split())
+    misplaced = [fault.name for fault in faults if (ROOT / fault.file).read_text().count(fault.before) != 1]
+    assert not misplaced, "their text does not occur exactly once: adapt the faults to the code"
 
 
 def test_the_continuous_integration_calls_the_test_command():
