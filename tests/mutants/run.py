@@ -47,7 +47,7 @@ def attempt(fault: Fault) -> Verdict:
     """Plant a fault in a fresh copy and run the tests that should notice."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "repository"
-        ignored = shutil.ignore_patterns(".git", ".venv", "runs", ".hypothesis", "__pycache__", ".*_cache")
+        ignored = shutil.ignore_patterns(".git", ".venv", "build", "runs", ".hypothesis", "__pycache__", ".*_cache")
         shutil.copytree(ROOT, copy, ignore=ignored)
         plant(fault, copy)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *fault.tests]
